@@ -1,0 +1,67 @@
+"""What a training is made of: one typed configuration, read from TOML or JSON, written into every run.
+
+Imports neither torch nor any part of the pipeline: reading a configuration must be instant, and possible anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facetrain.errors import UserError
+
+
+class TrainConfig(BaseModel):
+    """One training. ``*_args`` go to the part that is named beside them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trainer: str = Field("triplet", description="what is trained, and by which loss")
+    trainer_args: dict[str, Any] = Field(default_factory=dict)
+    backbone: str = Field("iresnet.small", description="the network")
+    backbone_args: dict[str, Any] = Field(default_factory=dict)
+    embedding_dim: int = Field(128, ge=2, le=8192)
+
+    epochs: int = Field(60, ge=1, description="passes over the training photographs")
+    batches_per_epoch: int | None = Field(None, ge=1, description="default: as many as show about every photograph")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="the peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(1e-4, ge=0, description="on weights; not on biases, norms and PReLU slopes")
+    schedule: Literal["one-cycle", "constant"] = Field("one-cycle", description="warm-up, then cosine to zero; or none")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps in which lr rises to its peak")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+
+    augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")
+    validation_pairs: int = Field(6000, ge=20, description="pairs of validation people, half of them same")
+    seed: int = Field(0, ge=0, lt=2**62)
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware is made for it")
+    save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The settings of a TOML or JSON file, not validated yet, so that command-line options can be laid over them."""
+    try:
+        text = path.read_text()
+        values: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    return values
+
+
+def train_config(values: dict[str, Any]) -> TrainConfig:
+    """A validated configuration; UserError names the first setting that is wrong."""
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"no setting '{name}': there are {', '.join(TrainConfig.model_fields)}") from None
+        raise UserError(f"{name} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}") from None

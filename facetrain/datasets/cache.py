@@ -1,0 +1,324 @@
+"""The decoded cache: Arrow shards brought up to date with the crops and the index.
+
+A leaf's shard holds the kept rows, and those it held before that still exist: so prune and split never cause work,
+and a shard's name, the hash of its rows, says whether it is the right one. Pixels are copied from older shards by
+content hash wherever they are known; only the rest is decoded.
+
+    cache.arrow (in the dataset's folder)   path, identity, content, shard, row; metadata: names of the shards
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+
+from facetrain.datasets.decode import Decoder
+from facetrain.datasets.shards import DecodeSpec, assign_leaves, identity_hash, map_shard, shard_name, write_shard
+from facetrain.errors import UserError
+from facetrain.file_table import FileTable, walk
+from facetrain.image_spec import ImageSpec
+from facetrain.index import CONTENT, Index, read_index, read_table, write_table
+
+MANIFEST = pa.schema(
+    [
+        ("path", pa.string()),  # of the source photograph, as in the index
+        ("identity", pa.string()),
+        ("content", CONTENT),  # of the crop as it was decoded
+        ("shard", pa.int32()),
+        ("row", pa.int32()),  # within the shard
+    ]
+)
+UNDECODABLE = pa.schema([("path", pa.string()), ("content", CONTENT), ("reason", pa.string())])
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a cache run did: images decoded, copied from older shards; shards written, used as they were."""
+
+    images: int
+    decoded: int
+    copied: int
+    undecodable: int
+    absent: int  # crops that the index knows and the aligned tree has not
+    shards_written: int
+    shards_kept: int
+    bytes: int
+    fingerprint: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where each photograph's pixels lie."""
+
+    table: pa.Table
+    shards: list[str]
+    spec: DecodeSpec
+
+
+def read_manifest(store: Path) -> Manifest | None:
+    """The manifest of the last `ft cache`; None before the first."""
+    path = store / "cache.arrow"
+    if not path.is_file():
+        return None
+    table = read_table(path)
+    facts = json.loads(table.schema.metadata[b"facetrain.cache"])
+    return Manifest(table, facts["shards"], DecodeSpec(**facts["decode_spec"]))
+
+
+def build_cache(
+    index: Index,
+    aligned: Path,
+    shard_folder: Path,
+    *,
+    threads: int,
+    on_start: Callable[[int], None] = lambda total: None,
+    on_progress: Callable[[int, int], None] = lambda images, total_bytes: None,
+) -> CacheReport:
+    """Bring the shards in ``shard_folder`` and the manifest in the index's folder up to date.
+
+    ``on_start(images to decode at most)`` and ``on_progress(images, bytes)`` are called as the work goes on.
+    """
+    started = time.monotonic()
+    store = index.folder
+    spec = decode_spec(index.spec)
+    shard_folder.mkdir(parents=True, exist_ok=True)
+    old = _Old.read(store, shard_folder, spec)
+    files = _crop_contents(store, aligned)
+    undecodable = _forget_replaced(index, files)
+    plan, absent = _plan(read_index(store), files, old, spec)
+    builder = _Builder(aligned, shard_folder, spec, threads, old, undecodable, on_progress)
+
+    leaves = [plan.slice(start, length) for start, length in _runs(plan["leaf"].to_numpy())]
+    missing = [leaf for leaf in leaves if not (shard_folder / _name(spec, leaf)).is_file()]
+    on_start(sum(pc.sum(pc.invert(pc.is_in(leaf["content"], old.contents))).as_py() or 0 for leaf in missing))
+    parts, names = [], []
+    for leaf in leaves:
+        leaf, name = builder.build(leaf)
+        if leaf.num_rows:
+            row = _dense(leaf)
+            shard = np.full(len(row), len(names), np.int32)
+            columns = [leaf["path"], leaf["identity"], leaf["content"], pa.array(shard), pa.array(row)]
+            parts.append(pa.table(columns, schema=MANIFEST))
+            names.append(name)
+    facts = json.dumps({"shards": names, "decode_spec": json.loads(spec.to_json())})
+    table = pa.concat_tables([MANIFEST.empty_table(), *parts]).replace_schema_metadata({"facetrain.cache": facts})
+    fingerprint = write_table(store / "cache.arrow", table)
+    return CacheReport(
+        images=table.num_rows,
+        decoded=builder.decoded,
+        copied=builder.copied,
+        undecodable=len(undecodable.rows),
+        absent=absent,
+        shards_written=builder.written,
+        shards_kept=len(names) - builder.written,
+        bytes=sum((shard_folder / name).stat().st_size for name in names),
+        fingerprint=fingerprint,
+        seconds=time.monotonic() - started,
+    )
+
+
+def decode_spec(spec: ImageSpec) -> DecodeSpec:
+    """The part of an ImageSpec that decides on a shard's bytes."""
+    return DecodeSpec(spec.size_px, spec.channels)
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What earlier runs left: where pixels of a content lie, and which (identity, content) pairs were cached."""
+
+    shards: list[Path]
+    contents: pa.Array
+    shard: np.ndarray
+    row: np.ndarray
+    keys: pa.Array  # identity + "\0" + content
+
+    @classmethod
+    def read(cls, store: Path, shard_folder: Path, spec: DecodeSpec) -> _Old:
+        manifest = read_manifest(store)
+        if manifest is None or manifest.spec != spec:
+            empty = np.zeros(0, np.int32)
+            return cls([], pa.array([], CONTENT), empty, empty, pa.array([], pa.binary()))
+        paths = [shard_folder / name for name in manifest.shards]
+        there = np.array([path.is_file() for path in paths], bool)
+        table = manifest.table.filter(pa.array(there[manifest.table["shard"].to_numpy()], pa.bool_()))
+        return cls(
+            paths,
+            table["content"].combine_chunks(),
+            table["shard"].to_numpy(),
+            table["row"].to_numpy(),
+            _keys(table).combine_chunks(),
+        )
+
+
+def _keys(table: pa.Table) -> pa.ChunkedArray:
+    parts = table["identity"].cast(pa.binary()), table["content"].cast(pa.binary())
+    return pc.binary_join_element_wise(*parts, b"\0")
+
+
+def _crop_contents(store: Path, aligned: Path) -> pa.Table:
+    """aligned, content: the crops that are there and the hashes of their bytes as they are now."""
+    crop_files = FileTable(store / "crops.files.arrow")
+    crop_files.refresh(aligned, walk(aligned).photographs)
+    crop_files.save()
+    contents = [known.content for known in crop_files.known.values()]
+    return pa.table({"aligned": pa.array(crop_files.known, pa.string()), "content": pa.array(contents, CONTENT)})
+
+
+class _Undecodable:
+    """The list of crops that cannot be decoded; written as it grows, so that a run after a kill knows it."""
+
+    def __init__(self, path: Path, rows: list[tuple[str, bytes, str]]) -> None:
+        self.path, self.rows = path, rows
+
+    def add(self, rows: list[tuple[str, bytes, str]]) -> None:
+        self.rows += rows
+        self.save()
+
+    def save(self) -> None:
+        columns = list(zip(*sorted(self.rows), strict=True)) or [()] * len(UNDECODABLE)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, UNDECODABLE, strict=True)]
+        write_table(self.path, pa.table(arrays, schema=UNDECODABLE))
+
+
+def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
+    """The crops known to be undecodable, without those that are gone or have another content now."""
+    known = [] if index.undecodable is None else [tuple(row.values()) for row in index.undecodable.to_pylist()]
+    there = set(files["content"].to_pylist()) if known else set()
+    undecodable = _Undecodable(index.folder / "undecodable.arrow", [row for row in known if row[1] in there])
+    if len(undecodable.rows) < len(known):
+        undecodable.save()
+    return undecodable
+
+
+def _plan(index: Index, files: pa.Table, old: _Old, spec: DecodeSpec) -> tuple[pa.Table, int]:
+    """path, identity, crop, content, leaf of the rows to be cached, by leaf, identity and content; absent crops."""
+    rows = index.rows.select(["path", "identity", "aligned"]).append_column("kept", index.kept)
+    rows = rows.filter(index.usable)
+    position = pc.index_in(rows["aligned"], files["aligned"].combine_chunks())
+    absent = pc.sum(pc.and_(pc.is_null(position), rows["kept"])).as_py() or 0
+    rows = rows.append_column("content", files["content"].take(position)).filter(pc.is_valid(position))
+    if not rows.num_rows:
+        raise UserError("none of the crops that the index names is there: run `ft align` again")
+
+    people = rows["identity"].combine_chunks().dictionary_encode()
+    code = people.indices.to_numpy()
+    names = people.dictionary.to_pylist()
+    leaf_of_person = assign_leaves(
+        identity_hash(names), np.bincount(code, minlength=len(names)), spec.rows_per_shard
+    )
+    rows = rows.append_column("leaf", pa.array(leaf_of_person[code]))
+    wanted = pc.or_(rows["kept"], pc.is_in(_keys(rows), old.keys))
+    return rows.filter(wanted).sort_by([(n, "ascending") for n in ("leaf", "identity", "content", "path")]), absent
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """(start, length) of the runs of equal values."""
+    edges = np.flatnonzero(np.diff(values)) + 1
+    starts = np.concatenate([[0], edges]) if len(values) else np.zeros(0, np.int64)
+    return [(int(a), int(b - a)) for a, b in zip(starts, np.append(starts[1:], len(values)), strict=True)]
+
+
+def _first_of_each(leaf: pa.Table) -> np.ndarray:
+    """bool per row: the first of its (identity, content); copies of a photograph share one row of the shard."""
+    keys = _keys(leaf).combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.ones(len(keys), bool)
+    first[1:] = keys[1:] != keys[:-1]
+    return first
+
+
+def _dense(leaf: pa.Table) -> np.ndarray:
+    """The shard's row of each row of the leaf, int32."""
+    return (np.cumsum(_first_of_each(leaf)) - 1).astype(np.int32)
+
+
+def _name(spec: DecodeSpec, leaf: pa.Table) -> str:
+    rows = leaf.filter(pa.array(_first_of_each(leaf)))
+    people = rows["identity"].combine_chunks()
+    runs = _runs(people.dictionary_encode().indices.to_numpy())
+    names = [people[start].as_py() for start, _ in runs]
+    return shard_name(spec, names, [length for _, length in runs], b"".join(rows["content"].to_pylist()))
+
+
+class _Builder:
+    """Makes the shards that are not there yet, one at a time."""
+
+    def __init__(
+        self,
+        aligned: Path,
+        shard_folder: Path,
+        spec: DecodeSpec,
+        threads: int,
+        old: _Old,
+        undecodable: _Undecodable,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        self.aligned, self.shard_folder, self.spec = aligned, shard_folder, spec
+        self.old, self.undecodable = old, undecodable
+        self.decoder = Decoder(spec.size_px, threads)
+        self.on_progress = on_progress
+        self.decoded = self.copied = self.written = self.bytes = 0
+
+    def build(self, leaf: pa.Table) -> tuple[pa.Table, str]:
+        """Write the leaf's shard unless it is there; return the leaf without what cannot be decoded, and the name."""
+        name = _name(self.spec, leaf)
+        if (self.shard_folder / name).is_file():
+            return leaf, name
+        images, bad = self._pixels(leaf.filter(pa.array(_first_of_each(leaf))))
+        if bad:
+            leaf = leaf.filter(pc.invert(pc.is_in(leaf["content"], pa.array(sorted(bad), CONTENT))))
+            if not leaf.num_rows:
+                return leaf, ""
+            name = _name(self.spec, leaf)
+        rows = leaf.filter(pa.array(_first_of_each(leaf)))
+        path = self.shard_folder / name
+        if not path.is_file():
+            write_shard(path, self.spec, images, rows["content"].to_pylist(), rows["identity"].to_pylist())
+            self.written += 1
+        return leaf, name
+
+    def _pixels(self, rows: pa.Table) -> tuple[np.ndarray, set[bytes]]:
+        """uint8 [n, H, W, 3] of the rows that have pixels, in order, and the contents that have none."""
+        size = self.spec.size_px
+        images = np.empty((rows.num_rows, size, size, 3), np.uint8)
+        where = pc.index_in(rows["content"], self.old.contents).to_numpy(zero_copy_only=False)
+        known = np.flatnonzero(~np.isnan(where)) if where.dtype.kind == "f" else np.arange(len(where))
+        sources = where[known].astype(np.int64)
+        for number in np.unique(self.old.shard[sources]):
+            here = self.old.shard[sources] == number
+            views = map_shard(self.old.shards[number])
+            pixels = views[0] if len(views) == 1 else np.concatenate(views)
+            images[known[here]] = pixels[self.old.row[sources[here]]]
+        self.copied += len(known)
+
+        todo = np.setdiff1d(np.arange(rows.num_rows), known)
+        crops, contents, paths = (rows[name].take(pa.array(todo)).to_pylist() for name in ("aligned", "content", "path"))
+        bad = np.zeros(rows.num_rows, bool)
+        step = 1024
+        for start in range(0, len(todo), step):
+            part = slice(start, start + step)
+            encoded = [self._read(crop, content) for crop, content in zip(crops[part], contents[part], strict=True)]
+            out = np.empty((len(encoded), size, size, 3), np.uint8)
+            failed = self.decoder.decode(encoded, out)
+            if failed:
+                self.undecodable.add([(paths[start + i], contents[start + i], why) for i, why in failed.items()])
+                bad[todo[start + np.array(list(failed))]] = True
+            images[todo[part]] = out
+            self.decoded += len(encoded)
+            self.bytes += out.nbytes
+            self.on_progress(len(encoded), self.bytes)
+        return images[~bad], {contents[i] for i in np.flatnonzero(bad[todo])}
+
+    def _read(self, crop: str, content: bytes) -> np.ndarray:
+        data = (self.aligned / crop).read_bytes()
+        if blake3(data).digest() != content:
+            raise UserError(f"{self.aligned / crop} changed while it was being cached: run `ft cache` again")
+        return np.frombuffer(data, np.uint8)

@@ -1,0 +1,30 @@
+"""The exception tree. Every message is one line that says what to do next.
+
+    FacetrainError
+    └── UserError          a mistake of the user's: the CLI prints the line and exits with code 2
+        ├── MissingStage   a stage that must run first has not run (or is stale)
+        ├── SpecMismatch   two sides were made with different image specs
+        └── Locked         another command is writing to the same workspace
+
+Internal bugs are ordinary exceptions and keep their traceback.
+"""
+
+
+class FacetrainError(Exception):
+    """Base of all errors that facetrain raises on purpose."""
+
+
+class UserError(FacetrainError):
+    """Something the user can put right; the message is one line that says how."""
+
+
+class MissingStage(UserError):
+    """A stage has not run, or what it was run on has changed since."""
+
+
+class SpecMismatch(UserError):
+    """Photographs made with one ImageSpec were handed to something that was made with another."""
+
+
+class Locked(UserError):
+    """Another command holds the writer's lock."""

@@ -1,0 +1,1 @@
+"""Measuring a trained network: verification protocols, LFW's pair lists, metrics and figures."""

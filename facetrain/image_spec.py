@@ -1,0 +1,115 @@
+"""ImageSpec: what the pixels of a face crop mean. Written by align, carried by index, cache and checkpoint.
+
+Two parts of the pipeline may only exchange crops when their specs are equal; `require_same` says so otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from facetrain.errors import SpecMismatch, UserError
+
+# OpenFace's template: mean positions of landmarks 36, 45, 33 and 39, 42, 57, min-max-normalised over all 68.
+# The 5-point one: insightface's and FaceX-Zoo's 112-pixel template, divided by 112.
+_TEMPLATES: dict[str, tuple[str, tuple[tuple[float, float], ...]]] = {
+    "inner-eyes-bottom-lip": (
+        "affine",
+        ((0.363784947, 0.177946862), (0.618963134, 0.172778126), (0.500203960, 0.750584384)),
+    ),
+    "outer-eyes-nose": (
+        "affine",
+        ((0.194156995, 0.169266902), (0.788859082, 0.158171151), (0.494950915, 0.514441322)),
+    ),
+    "five-point": (
+        "similarity",
+        tuple(
+            (x / 112, y / 112)
+            for x, y in (
+                (38.2946, 51.6963),
+                (73.5318, 51.5014),
+                (56.0252, 71.7366),
+                (41.5493, 92.3655),
+                (70.7299, 92.2041),
+            )
+        ),
+    ),
+}
+LANDMARK_SETS = tuple(_TEMPLATES)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a crop was made and how its values are scaled.
+
+    size_px: side of the square crop. landmarks: name of the template. predictor: number of landmarks of dlib's model
+    (68 or 5). detector: name of the face detector. format, quality: how the crop is stored (JPEG quality; 0 for PNG).
+    channels: colour order of every array. A network is fed ``(x - subtract) / divide``.
+    """
+
+    size_px: int = 96
+    landmarks: str = "outer-eyes-nose"
+    predictor: int = 5
+    detector: str = "hog"
+    format: str = "jpg"
+    quality: int = 95
+    channels: str = "RGB"
+    subtract: float = 127.5
+    divide: float = 128.0
+
+    def __post_init__(self) -> None:
+        if self.landmarks not in _TEMPLATES:
+            raise UserError(f"unknown landmark set '{self.landmarks}': choose one of {', '.join(LANDMARK_SETS)}")
+        if self.predictor not in (5, 68):
+            raise UserError(f"no {self.predictor}-point predictor: choose 5 or 68")
+        if self.predictor == 5 and self.landmarks != "outer-eyes-nose":
+            raise UserError(f"--landmarks {self.landmarks} needs points that only --predictor 68 finds")
+        if not 16 <= self.size_px <= 1024:
+            raise UserError(f"a crop of {self.size_px} pixels: choose a size from 16 to 1024")
+        if self.format not in ("jpg", "png"):
+            raise UserError(f"unknown crop format '{self.format}': choose jpg or png")
+        if self.format == "jpg" and not 1 <= self.quality <= 100:
+            raise UserError(f"JPEG quality {self.quality}: choose 1 to 100")
+
+    @property
+    def transform(self) -> str:
+        """``affine`` (exact, three points) or ``similarity`` (least squares, five points)."""
+        return _TEMPLATES[self.landmarks][0]
+
+    @cached_property
+    def template_px(self) -> tuple[tuple[float, float], ...]:
+        """Where the landmarks come to lie in the crop, (x, y) in pixels."""
+        return tuple((x * self.size_px, y * self.size_px) for x, y in _TEMPLATES[self.landmarks][1])
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal specs give equal text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ImageSpec:
+        """Inverse of `to_json`; a spec with fields that this version does not know is an error."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:
+        """A spec from plain data, such as a checkpoint's metadata."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"image spec written by another version of facetrain ({error}): align again") from None
+
+    def differences(self, other: ImageSpec) -> str:
+        """``size_px 96 against 112, landmarks …``; empty when equal."""
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key])
+
+
+def require_same(ours: ImageSpec, our_name: str, theirs: ImageSpec, their_name: str) -> None:
+    """Raise SpecMismatch, naming both sides, unless the specs are equal."""
+    if ours != theirs:
+        raise SpecMismatch(
+            f"{our_name} and {their_name} hold different kinds of crops ({ours.differences(theirs)}): "
+            f"align the photographs again with the settings of one of them"
+        )

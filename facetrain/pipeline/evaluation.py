@@ -1,0 +1,236 @@
+"""ft evaluate: a checkpoint's verification figures, on a pairs file or on the validation split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from facetrain.datasets.cache import read_manifest
+from facetrain.datasets.crop_files import read_crops
+from facetrain.datasets.loader import plain_batches, to_device
+from facetrain.datasets.photo_set import PhotoSet, select_rows
+from facetrain.errors import UserError
+from facetrain.evaluate.figures import roc_figure
+from facetrain.evaluate.pairs import PairList, find_photographs, read_pairs
+from facetrain.evaluate.verification import VerificationResult, make_pairs, roc, verify
+from facetrain.files import write_json
+from facetrain.image_spec import ImageSpec, require_same
+from facetrain.index import ALIGNED, read_index
+from facetrain.pipeline.data import align_some, cache
+from facetrain.preprocess.align_tree import SPEC_FILE
+from facetrain.preprocess.aligner import AlignSettings
+from facetrain.progress import Progress
+from facetrain.train.checkpoint import NetworkInfo, load_network
+from facetrain.train.loop import embed
+from facetrain.workspace import Workspace
+
+NO_FACE_RULES = ("different", "drop")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and where it was written."""
+
+    result: VerificationResult
+    facts: dict[str, Any]  # what goes into the JSON file beside the result
+    files: list[Path]
+    notes: list[str]
+
+
+def find_checkpoint(workspace: Workspace | None, which: str | None) -> Path:
+    """The checkpoint that a run's name, a run's folder or a file stands for; by default the latest run's best."""
+    if which is not None and Path(which).is_file():
+        return Path(which)
+    if which is not None and Path(which).is_dir():
+        folder = Path(which)
+    elif workspace is None:
+        raise UserError(f"no checkpoint {which}: name a .safetensors file of a run")
+    elif which is not None:
+        folder = workspace.run_folder(which)
+    else:
+        trained = [run for run in workspace.runs() if (run / "checkpoints" / "best.safetensors").is_file()]
+        if not trained:
+            raise UserError("no run has finished an epoch yet: run `ft train` first")
+        folder = trained[-1]
+    best = folder / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        known = ", ".join(run.name for run in workspace.runs()) if workspace else ""
+        raise UserError(f"no checkpoint of a run '{which}': there are the runs {known or '(none)'}")
+    return best
+
+
+def evaluate_pairs(
+    workspace: Workspace,
+    checkpoint: Path,
+    pairs_file: Path,
+    images: Path,
+    *,
+    multi: str,
+    no_face: str,
+    out: Path | None,
+    device: torch.device,
+    jobs: int,
+) -> Evaluation:
+    """LFW's protocol on a pairs file; ``images`` raw photographs, or crops with the checkpoint's ImageSpec.
+
+    no_face: what becomes of a pair with a photograph in which no face was found: ``different``, it is refused and
+    counts as told apart; ``drop``, it is left out.
+    """
+    network, info = load_network(checkpoint, device)
+    pairs = read_pairs(pairs_file)
+    root, crops = _crops_of(workspace, images, pairs, info.image_spec, multi, jobs)
+    used = sorted(set(crops.values()))
+    with Progress("embedding", "photographs") as bar:
+        bar.begin(len(used))
+        embeddings = embed(network, _tensors(read_crops(root, used, info.image_spec, threads=jobs), info, device, bar))
+    position = {path: i for i, path in enumerate(used)}
+    first, second = (
+        np.array([position.get(crops.get(key, ""), -1) for key in keys])
+        for keys in zip(*[((p.person1, p.number1), (p.person2, p.number2)) for p in pairs], strict=True)
+    )
+    refused = (first < 0) | (second < 0)
+    scores = np.where(refused, -np.inf, (embeddings[first] * embeddings[second]).sum(axis=1))
+    keep = ~refused if no_face == "drop" else np.ones(len(scores), bool)
+    named = {(p.person1, p.number1) for p in pairs} | {(p.person2, p.number2) for p in pairs}
+    facts = {
+        "protocol": "lfw",
+        "pairs": str(pairs_file),
+        "images": str(images),
+        "photographs": len(named),
+        "photographs_without_face": len(named) - len(crops),
+        "no_face_rule": no_face,
+        "pairs_dropped": int((~keep).sum()),
+        "multi": multi,
+    }
+    notes = []
+    if len(named) > len(crops):
+        how = "counted as different people" if no_face == "different" else "left out"
+        notes.append(
+            f"{len(named) - len(crops)} of {len(named):,} photographs have no face that was found; "
+            f"the {int(refused.sum())} pairs with one are {how}"
+        )
+    notes += _overlap(checkpoint, {name for name, _ in named})
+    result = verify(scores[keep], pairs.same[keep], pairs.folds[keep])
+    return _write(result, scores[keep], pairs.same[keep], facts, info, checkpoint, out, pairs_file.stem, notes)
+
+
+def evaluate_split(
+    workspace: Workspace,
+    aligned: Path | None,
+    checkpoint: Path,
+    *,
+    num_pairs: int,
+    seed: int,
+    out: Path | None,
+    device: torch.device,
+    jobs: int,
+) -> Evaluation:
+    """Verification on pairs of the validation split of the current dataset."""
+    network, info = load_network(checkpoint, device)
+    dataset = workspace.dataset(aligned)
+    index = read_index(dataset.folder)
+    require_same(info.image_spec, f"checkpoint {checkpoint}", index.spec, f"dataset {dataset.aligned}")
+    rows = select_rows(index, "val")
+    cache(workspace, dataset.aligned, threads=jobs)
+    manifest = read_manifest(dataset.folder)
+    assert manifest is not None
+    photos = PhotoSet(read_index(dataset.folder), manifest, workspace.folder / "cache", rows)
+    pairs = make_pairs(photos.labels, num_pairs=num_pairs, seed=seed)
+    with Progress("embedding", "photographs") as bar:
+        bar.begin(len(photos))
+        embeddings = embed(network, _counted(plain_batches(photos, device), bar))
+    scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
+    facts = {
+        "protocol": "split",
+        "dataset": str(dataset.aligned),
+        "people": len(photos.identities),
+        "photographs": len(photos),
+        "seed": seed,
+    }
+    notes = _overlap(checkpoint, set(photos.identities))
+    result = verify(scores, pairs.same, pairs.folds)
+    return _write(result, scores, pairs.same, facts, info, checkpoint, out, "validation", notes)
+
+
+def _crops_of(
+    workspace: Workspace, images: Path, pairs: PairList, spec: ImageSpec, multi: str, jobs: int
+) -> tuple[Path, dict[tuple[str, int], str]]:
+    """The folder of crops, and the crop of each photograph that has one."""
+    if (images / SPEC_FILE).is_file():
+        there = ImageSpec.from_json((images / SPEC_FILE).read_text())
+        require_same(spec, "the checkpoint", there, str(images))
+        found = find_photographs(images, pairs, allow_missing=True)
+        if not found:
+            raise UserError(f"none of the photographs that {pairs.path} names is in {images}")
+        return images, {key: path.as_posix() for key, path in found.items()}
+    photographs = find_photographs(images, pairs)
+    wanted = {path.as_posix() for path in photographs.values()}
+    index = align_some(workspace, images, AlignSettings(spec, multi), wanted, jobs=jobs)
+    rows = index.rows.filter(pc.and_(pc.equal(index.rows["status"], ALIGNED), _is_in(index.rows["path"], wanted)))
+    crop_of = dict(zip(rows["path"].to_pylist(), rows["aligned"].to_pylist(), strict=True))
+    crops = {key: crop_of[path.as_posix()] for key, path in photographs.items() if path.as_posix() in crop_of}
+    if not crops:
+        raise UserError(f"no face was found in any of the {len(wanted):,} photographs that {pairs.path} names")
+    return index.folder / "crops", crops
+
+
+def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.array(sorted(values), pa.string()))
+
+
+def _tensors(
+    crops: Iterator[np.ndarray], info: NetworkInfo, device: torch.device, bar: Progress
+) -> Iterator[torch.Tensor]:
+    return _counted((to_device(batch, info.image_spec, device) for batch in crops), bar)
+
+
+def _counted(batches: Iterable[torch.Tensor], bar: Progress) -> Iterator[torch.Tensor]:
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch))
+
+
+def _overlap(checkpoint: Path, people: set[str]) -> list[str]:
+    """A note when some of these people were trained on, as far as the checkpoint's run knows."""
+    path = checkpoint.parent.parent / "people.txt"
+    if not path.is_file():
+        return []
+    both = people & set(path.read_text().splitlines())
+    if not both:
+        return []
+    return [
+        f"{len(both):,} of the {len(people):,} people were trained on ({min(both)}, …): this is no measure of new people"
+    ]
+
+
+def _write(
+    result: VerificationResult,
+    scores: np.ndarray,
+    same: np.ndarray,
+    facts: dict[str, Any],
+    info: NetworkInfo,
+    checkpoint: Path,
+    out: Path | None,
+    stem: str,
+    notes: list[str],
+) -> Evaluation:
+    if out is None:
+        in_run = checkpoint.parent.name == "checkpoints"
+        out = (checkpoint.parent.parent / "evaluation" if in_run else Path("evaluation")) / stem
+    out.parent.mkdir(parents=True, exist_ok=True)
+    network = {"checkpoint": str(checkpoint), "network": json.loads(info.to_json())}
+    json_file = out.with_name(out.name + ".json")
+    write_json(json_file, {**result.to_dict(), **facts, "notes": notes, **network})
+    far, tar, _ = roc(scores, same)
+    figures = roc_figure({info.run or checkpoint.stem: (far, tar)}, out.with_name(out.name + ".png"))
+    return Evaluation(result, facts, [json_file, *figures], notes)
+
+

@@ -1,0 +1,157 @@
+"""ft status: every stage as fresh, stale (and why) or missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from facetrain.errors import MissingStage
+from facetrain.file_table import FileTable, walk
+from facetrain.index import STATUSES, Index, count_people, file_fingerprint, read_index
+from facetrain.workspace import Dataset, StageRecord, Workspace
+
+WALK_UP_TO = 200_000  # photographs; beyond, RAW is compared with the index only on request
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stage (or run): its state, one of fresh, stale, missing; and what there is to say."""
+
+    stage: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of one dataset, and of the workspace's runs."""
+
+    dataset: Dataset
+    lines: list[Line]
+    runs: list[Line]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "raw": str(self.dataset.raw),
+            "aligned": str(self.dataset.aligned),
+            "stages": [vars(line) for line in self.lines],
+            "runs": [vars(line) for line in self.runs],
+        }
+
+
+def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
+    """Compare records and files with what is there now; ``scan`` walks RAW however large it is."""
+    dataset = workspace.dataset(aligned)
+    index = read_index(dataset.folder)
+    lines = [_align(dataset, index, scan), _prune(dataset, index), _split(dataset, index), _cache(dataset, index)]
+    return Status(dataset, lines, [_run(run) for run in workspace.runs()])
+
+
+def _align(dataset: Dataset, index: Index, scan: bool) -> Line:
+    counts = index.status_counts()
+    said = ", ".join(f"{count:,} {STATUSES[status]}" for status, count in counts.items())
+    record = dataset.record("align")
+    if record is None or record.output != index.fingerprint:
+        return Line("align", "stale", f"interrupted: run `ft align` again; {said}")
+    if (dataset.folder / "journal.jsonl").is_file():
+        return Line("align", "stale", f"an align was interrupted: run it again; {said}")
+    if not dataset.raw.is_dir():
+        return Line("align", "stale", f"{dataset.raw} is gone; {said}")
+    if not scan and index.rows.num_rows > WALK_UP_TO:
+        return Line("align", "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)")
+    changes = _raw_changes(dataset, index)
+    if changes:
+        return Line("align", "stale", f"{changes} since: run `ft align` again; {said}")
+    return Line("align", "fresh", said)
+
+
+def _raw_changes(dataset: Dataset, index: Index) -> str:
+    listing = walk(dataset.raw)
+    files = FileTable(dataset.folder / "raw.files.arrow")
+    rows = dict(zip(index.rows["path"].to_pylist(), index.rows["status"].to_pylist(), strict=True))
+    new = sum(path not in rows for path in listing.photographs)
+    gone = sum(state != "missing" and path not in listing.photographs for path, state in rows.items())
+    gone -= sum(path in rows for path in listing.problems)
+    touched = sum(
+        path in files.known and files.known[path].stat != stat
+        for path, stat in listing.photographs.items()
+    )
+    parts = [(new, "new"), (touched, "touched"), (gone, "gone")]
+    return ", ".join(f"{count:,} photographs {what}" for count, what in parts if count > 0)
+
+
+def _stale(record: StageRecord, index: Index) -> bool:
+    return record.inputs["rows"] != index.fingerprint
+
+
+def _prune(dataset: Dataset, index: Index) -> Line:
+    record = dataset.record("prune")
+    if record is None:
+        return Line("prune", "missing", "nobody is left out (`ft prune --min N`)")
+    minimum = record.parameters["min"]
+    if _stale(record, index):
+        return Line("prune", "stale", f"the photographs have changed: run `ft prune --min {minimum}` again")
+    people, photographs = count_people(index.rows, index.kept)
+    everyone = count_people(index.rows, index.usable)[0]
+    return Line("prune", "fresh", f"--min {minimum} keeps {photographs:,} photographs of {people:,} of {everyone:,} people")
+
+
+def _split(dataset: Dataset, index: Index) -> Line:
+    record = dataset.record("split")
+    if record is None:
+        return Line("split", "missing", "`ft split 0.1` sets people apart for validation")
+    p = record.parameters
+    command = f"ft split {p['ratio']:g}" + ("" if p["by"] == "identity" else f" --by {p['by']}")
+    if _stale(record, index):
+        return Line("split", "stale", f"the photographs have changed: run `{command}` again")
+    if record.inputs["kept"] != (file_fingerprint(dataset.folder / "kept.arrow") or ""):
+        return Line("split", "stale", f"`ft prune` has run since: run `{command}` again")
+    parts = []
+    for part in ("train", "val"):
+        people, photographs = count_people(index.rows, pc.equal(index.split, part).fill_null(False))
+        parts.append(f"{part} {photographs:,} photographs of {people:,} people")
+    return Line("split", "fresh", ", ".join(parts))
+
+
+def _cache(dataset: Dataset, index: Index) -> Line:
+    from facetrain.datasets.cache import read_manifest
+
+    record, manifest = dataset.record("cache"), read_manifest(dataset.folder)
+    if record is None or manifest is None:
+        return Line("cache", "missing", "`ft cache` decodes the crops (`ft train` does it when needed)")
+    size = f"{manifest.table.num_rows:,} crops in {len(manifest.shards)} shards, {record.counts['bytes'] / 1e6:,.0f} MB"
+    if _stale(record, index):
+        return Line("cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}")
+    try:
+        kept = index.rows["path"].filter(index.kept)
+    except MissingStage as error:
+        return Line("cache", "stale", str(error))
+    lacking = pc.sum(pc.invert(pc.is_in(kept, manifest.table["path"].combine_chunks()))).as_py()
+    shard_folder = dataset.workspace.folder / "cache"
+    lost = sum(not (shard_folder / name).is_file() for name in manifest.shards)
+    if lost:
+        return Line("cache", "stale", f"{lost} shards are gone: `ft cache` makes them again; {size}")
+    if lacking:
+        return Line("cache", "stale", f"{lacking:,} kept crops are not in it: `ft cache` adds them; {size}")
+    return Line("cache", "fresh", size)
+
+
+def _run(folder: Path) -> Line:
+    facts = json.loads((folder / "config.json").read_text())
+    epochs = facts["config"]["epochs"]
+    done, best = 0, ""
+    if (folder / "metrics.csv").is_file():
+        with open(folder / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["kind"] == "epoch"]
+        done = len(rows)
+        scored = [float(row["val_accuracy"]) for row in rows if row.get("val_accuracy")]
+        best = f", best validation accuracy {max(scored):.4f}" if scored else ""
+    trained = f"{done} of {epochs} epochs on {facts['photographs']:,} photographs of {facts['people']:,} people{best}"
+    if done < epochs:
+        return Line(folder.name, "unfinished", f"{trained} (`ft train --resume {folder.name}`)")
+    return Line(folder.name, "finished", trained)

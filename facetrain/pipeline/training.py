@@ -1,0 +1,224 @@
+"""ft train: from the current dataset to a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facetrain import __version__
+from facetrain.config import TrainConfig, train_config
+from facetrain.datasets.cache import read_manifest
+from facetrain.datasets.loader import TrainingBatches, plain_batches
+from facetrain.datasets.photo_set import PhotoSet, select_rows
+from facetrain.errors import MissingStage, UserError
+from facetrain.evaluate.verification import make_pairs, verify
+from facetrain.files import write_bytes, write_json
+from facetrain.index import file_fingerprint, read_index
+from facetrain.pipeline.data import cache
+from facetrain.plugins import check_arguments, resolve
+from facetrain.train.checkpoint import NetworkInfo, build_backbone
+from facetrain.train.loop import Reporter, Validator, bf16_is_fast
+from facetrain.train.loop import train as run_loop
+from facetrain.workspace import Dataset, Workspace, locked
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a training ended."""
+
+    run: str
+    folder: Path
+    finished: bool
+    best: Path | None
+
+
+def device_of(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda``; UserError where there is no GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch sees no GPU here: use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: choose auto, cpu or cuda") from None
+
+
+def start(
+    workspace: Workspace,
+    aligned: Path | None,
+    name: str | None,
+    config: TrainConfig,
+    *,
+    device: str,
+    threads: int,
+    reporter: Reporter,
+    say: Callable[[str], None],
+) -> TrainSummary:
+    """A new run. Everything that can be wrong with the request is found before data are read."""
+    _check_parts(config)
+    torch_device = device_of(device)
+    folder = workspace.run_folder(name or _free_name(workspace, config))
+    if folder.exists():
+        raise UserError(f"there is a run '{folder.name}': choose another --name, or `ft train --resume {folder.name}`")
+    dataset = workspace.dataset(aligned)
+    photos, val = _photographs(workspace, dataset, threads, say)
+
+    folder.mkdir(parents=True)
+    store = dataset.folder
+    facts = {
+        "config": config.model_dump(),
+        "dataset": store.name,
+        "people": len(photos.identities),
+        "photographs": len(photos),
+        "image_spec": json.loads(photos.spec.to_json()),
+        "inputs": {part: file_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")},
+        "versions": {"facetrain": __version__, "torch": torch.__version__},
+    }
+    write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
+    write_json(folder / "config.json", facts)
+    return _go_on(folder, config, photos, val, torch_device, threads, reporter, say)
+
+
+def resume(
+    workspace: Workspace,
+    name: str | None,
+    *,
+    device: str,
+    threads: int,
+    reporter: Reporter,
+    say: Callable[[str], None],
+) -> TrainSummary:
+    """Go on with an interrupted run, the latest one by default, on the data that it was started on."""
+    runs = workspace.runs()
+    if name is None and not runs:
+        raise UserError("no run to resume: start one with `ft train`")
+    folder = workspace.run_folder(name) if name is not None else runs[-1]
+    if not (folder / "config.json").is_file():
+        known = ", ".join(run.name for run in runs) or "none"
+        raise UserError(f"no run '{folder.name}': there are {known}")
+    facts = json.loads((folder / "config.json").read_text())
+    config = train_config(facts["config"])
+    last = folder / "checkpoints" / f"epoch-{config.epochs:04d}.safetensors"
+    if last.is_file():
+        raise UserError(f"run '{folder.name}' has finished its {config.epochs} epochs: start a new one with `ft train`")
+    dataset = Dataset(workspace, workspace.folder / "datasets" / facts["dataset"])
+    changed = [
+        part for part, was in facts["inputs"].items() if file_fingerprint(dataset.folder / f"{part}.arrow") != was
+    ]
+    if changed:
+        stage = {"rows": "align", "kept": "prune", "split": "split"}[changed[0]]
+        raise UserError(
+            f"run '{folder.name}' was started on other data (`ft {stage}` has run since): "
+            f"start a new run with `ft train`"
+        )
+    photos, val = _photographs(workspace, dataset, threads, say)
+    return _go_on(folder, config, photos, val, device_of(device), threads, reporter, say)
+
+
+def _check_parts(config: TrainConfig) -> None:
+    """Names and arguments of the plug-ins, against what they take."""
+    trainer, backbone = resolve("trainers", config.trainer), resolve("backbones", config.backbone)
+    check_arguments(trainer, f"trainer '{config.trainer}'", config.trainer_args)
+    check_arguments(backbone, f"backbone '{config.backbone}'", config.backbone_args)
+    trainer(num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args)  # its own checks of values
+
+
+def _free_name(workspace: Workspace, config: TrainConfig) -> str:
+    stem = config.trainer.replace(":", ".")
+    taken = {folder.name for folder in workspace.runs_folder.glob(f"{stem}-*")}
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
+
+
+def _photographs(
+    workspace: Workspace, dataset: Dataset, threads: int, say: Callable[[str], None]
+) -> tuple[PhotoSet, PhotoSet]:
+    """Training and validation photographs, decoded now where they are not yet."""
+    index = read_index(dataset.folder)
+    if index.split is None:
+        raise MissingStage("the photographs are not split yet: run `ft split 0.1` first")
+    report = cache(workspace, dataset.aligned, threads=threads)
+    if report.shards_written:
+        say(f"cached {report.images:,} crops ({report.decoded:,} decoded) in {report.seconds:.1f} s")
+    if report.undecodable:
+        say(f"{report.undecodable:,} crops cannot be decoded and are left out: `ft status` names them")
+    if report.absent:
+        say(f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again")
+    index = read_index(dataset.folder)  # the cache may have rejected some
+    manifest = read_manifest(dataset.folder)
+    assert manifest is not None
+    shards = workspace.folder / "cache"
+    train, val = (PhotoSet(index, manifest, shards, select_rows(index, part)) for part in ("train", "val"))
+    return train, val
+
+
+def _go_on(
+    folder: Path,
+    config: TrainConfig,
+    photos: PhotoSet,
+    val: PhotoSet,
+    device: torch.device,
+    threads: int,
+    reporter: Reporter,
+    say: Callable[[str], None],
+) -> TrainSummary:
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone, config.backbone_args, config.embedding_dim, photos.spec.size_px)
+    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = resolve("trainers", config.trainer)(
+        num_classes=len(photos.identities), embedding_dim=config.embedding_dim, **config.trainer_args
+    )
+    sampler = resolve("samplers", trainer.sampler)(
+        photos.labels, seed=config.seed, batches_per_epoch=config.batches_per_epoch, **trainer.sampler_args()
+    )
+    batches = TrainingBatches(
+        photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
+    )
+    validators = [split_validator(val, config, device)]
+    parameters = sum(p.numel() for p in backbone.parameters())
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
+    say(
+        f"run '{folder.name}': {config.trainer} on {config.backbone} ({parameters:,} parameters, "
+        f"{config.embedding_dim}-d), {len(photos):,} photographs of {len(photos.identities):,} people, "
+        f"{len(batches):,} batches an epoch, {device.type}{', bf16' if bf16 else ''}"
+    )
+    info = NetworkInfo(
+        config.backbone,
+        config.backbone_args,
+        config.embedding_dim,
+        photos.spec,
+        run=folder.name,
+        people=len(photos.identities),
+    )
+    with locked(folder / "lock", f"run '{folder.name}'"):
+        finished = run_loop(
+            folder, config, backbone, trainer, batches, validators, info, device, reporter=reporter
+        )
+    best = folder / "checkpoints" / "best.safetensors"
+    return TrainSummary(folder.name, folder, finished, best if best.is_file() else None)
+
+
+def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device) -> Validator:
+    """Verification on pairs of the validation photographs: the same pairs at every epoch."""
+    pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
+
+    def validate(embed: Any) -> dict[str, float]:
+        embeddings = embed(plain_batches(val, device))
+        scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
+        result = verify(scores, pairs.same, pairs.folds)
+        return {
+            "val_accuracy": result.accuracy_mean,
+            "val_standard_error": math.nan if (e := result.accuracy_standard_error) is None else e,
+            "val_auc": result.auc,
+        }
+
+    return validate
+
+

@@ -1,0 +1,1 @@
+"""Training: the loop and what plugs into it (trainers, backbones, losses)."""

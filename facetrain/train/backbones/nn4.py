@@ -1,0 +1,144 @@
+"""OpenFace's nn4.small2: FaceNet's NN4 without layers 4b, 4c, 4d and with smaller 5a, 5b.
+
+Legend of shapes: N images, C channels, H and W pixels, D embedding dimensions.
+
+Faithful to the published Torch network in what changes its numbers: learned biases under batch-norm; pooling
+branches that stride by 2 (max) or 3 (L2) even where the convolutions beside them do not, and are zero-padded,
+centred, to the others' size; cross-channel LRN around the second convolution. The published net ends in an L2
+normalisation; ours returns what enters it, as every backbone here does.
+
+Source: Amos et al., "OpenFace", CMU-CS-16-118, 2016; Schroff et al., "FaceNet", CVPR 2015.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facetrain.errors import UserError
+
+MIN_SIZE_PX = 65  # five halvings; the 3×3 pooling of the last two blocks needs 3×3 to look at
+
+
+class L2Pool(nn.Module):
+    """Square root of the sum of squares of each k×k window, stride k (Torch's SpatialLPPooling with p = 2).
+
+    `torch.nn.LPPool2d` has a NaN gradient where a whole window is zero, common behind a ReLU; here it is 0.
+    """
+
+    def __init__(self, kernel_px: int) -> None:
+        super().__init__()
+        self.kernel_px = kernel_px
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        k = self.kernel_px
+        wide = x_NCHW.to(torch.promote_types(x_NCHW.dtype, torch.float32))  # squares overflow float16
+        sums = F.avg_pool2d(wide.square(), k, k) * (k * k)
+        return sums.clamp_min(1e-12).sqrt().to(x_NCHW.dtype)
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_px: int, stride: int = 1, padding: int | None = None
+) -> nn.Sequential:
+    """Convolution with bias, batch-norm, ReLU; "same" padding unless given."""
+    padding = kernel_px // 2 if padding is None else padding
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Inception(nn.Module):
+    """Branches joined along channels: (1×1, k×k) per kernel size, pooling (then 1×1), and perhaps a plain 1×1.
+
+    ``convs``: (kernel_px, reduced channels, out channels) of each k×k branch, all with ``stride``.
+    ``pool_channels``: width of the 1×1 behind the pooling; None passes the pooled input on. ``point_channels``:
+    width of the plain 1×1 branch; None leaves it out. The output's height and width are those of the k×k
+    branches, to which the others are padded.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        convs: list[tuple[int, int, int]],
+        stride: int,
+        pool: nn.Module,
+        pool_channels: int | None,
+        point_channels: int | None,
+    ) -> None:
+        super().__init__()
+        branches: list[nn.Module] = [
+            nn.Sequential(
+                conv_bn_relu(in_channels, reduced, 1), conv_bn_relu(reduced, out, kernel_px, stride)
+            )
+            for kernel_px, reduced, out in convs
+        ]
+        point_after_pool = (
+            nn.Identity() if pool_channels is None else conv_bn_relu(in_channels, pool_channels, 1)
+        )
+        branches.append(nn.Sequential(pool, point_after_pool))
+        if point_channels is not None:
+            branches.append(conv_bn_relu(in_channels, point_channels, 1))
+        self.branches = nn.ModuleList(branches)
+        self.out_channels = (
+            sum(out for _, _, out in convs) + (pool_channels or in_channels) + (point_channels or 0)
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        outputs = [branch(x_NCHW) for branch in self.branches]
+        height, width = outputs[0].shape[2:]
+        return torch.cat([_pad_centred(out, height, width) for out in outputs], dim=1)
+
+
+def _pad_centred(x_NCHW: Tensor, height: int, width: int) -> Tensor:
+    """Zeros around, the odd row and column to the bottom and right (Torch's DepthConcat)."""
+    missing_h, missing_w = height - x_NCHW.shape[2], width - x_NCHW.shape[3]
+    if missing_h == 0 and missing_w == 0:
+        return x_NCHW
+    top, left = missing_h // 2, missing_w // 2
+    return F.pad(x_NCHW, (left, missing_w - left, top, missing_h - top))
+
+
+class NN4Small2(nn.Module):
+    """Images [N, 3, H, W], float, H = W ≥ 65 → raw embeddings [N, D] (96 px is the published size)."""
+
+    def __init__(self, embedding_dim: int = 128) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            conv_bn_relu(3, 64, 7, stride=2),
+            nn.MaxPool2d(3, 2, 1),
+            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75),
+            conv_bn_relu(64, 64, 1),
+            conv_bn_relu(64, 192, 3),
+            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        self.inception_3a = Inception(192, [(3, 96, 128), (5, 16, 32)], 1, nn.MaxPool2d(3, 2), 32, 64)
+        self.inception_3b = Inception(256, [(3, 96, 128), (5, 32, 64)], 1, L2Pool(3), 64, 64)
+        self.inception_3c = Inception(320, [(3, 128, 256), (5, 32, 64)], 2, nn.MaxPool2d(3, 2), None, None)
+        self.inception_4a = Inception(640, [(3, 96, 192), (5, 32, 64)], 1, L2Pool(3), 128, 256)
+        self.inception_4e = Inception(640, [(3, 160, 256), (5, 64, 128)], 2, nn.MaxPool2d(3, 2), None, None)
+        self.inception_5a = Inception(1024, [(3, 96, 384)], 1, L2Pool(3), 96, 256)
+        self.inception_5b = Inception(736, [(3, 96, 384)], 1, nn.MaxPool2d(3, 2), 96, 256)
+        self.linear = nn.Linear(736, embedding_dim)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x = self.stem(images_NCHW)
+        x = self.inception_3c(self.inception_3b(self.inception_3a(x)))
+        x = self.inception_4e(self.inception_4a(x))
+        x = self.inception_5b(self.inception_5a(x))
+        return self.linear(x.mean(dim=(2, 3)))  # at 96 px the published 3×3 average pooling
+
+
+def nn4_small2(embedding_dim: int = 128, size_px: int = 96) -> nn.Module:
+    """OpenFace's nn4.small2: 3,733,968 parameters at 128 dimensions, whatever the image size.
+
+    Raises UserError below 65 px.
+    """
+    if size_px < MIN_SIZE_PX:
+        raise UserError(
+            f"nn4.small2 needs images of at least {MIN_SIZE_PX} px, not {size_px}: align with --size 96"
+        )
+    return NN4Small2(embedding_dim)

@@ -1,0 +1,282 @@
+"""The training loop: one for all trainers. It knows batches, a network and a loss, and the names of none.
+
+Every random draw of a step follows from (seed, epoch, position), and the learning rate from the step, so a resumed run
+equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from facetrain.batch import Batches
+from facetrain.config import TrainConfig
+from facetrain.errors import UserError
+from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
+from facetrain.train.metrics_log import MetricsLog
+from facetrain.train.optimiser import build_optimiser, lr_at
+from facetrain.train.trainers.base import Trainer
+
+LOG_EVERY_STEPS = 10
+TROUBLE_IN_A_ROW = 3  # logged rows, before the user is told
+
+Embed = Callable[[Iterable[Tensor]], np.ndarray]
+Validator = Callable[[Embed], dict[str, float]]
+
+
+class Reporter(Protocol):
+    """What is told of a training as it goes on."""
+
+    def start(self, step: int, total_steps: int) -> None: ...
+    def step(self, step: int, note: str) -> None: ...
+    def epoch(self, values: dict[str, float], epochs: int) -> None: ...
+    def warn(self, line: str) -> None: ...
+
+
+@dataclass
+class Position:
+    """Where a training stands: ``epoch`` epochs and ``batch`` batches of the next are done."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+
+
+def train(
+    folder: Path,
+    config: TrainConfig,
+    backbone: nn.Module,
+    trainer: Trainer,
+    batches: Batches,
+    validators: Sequence[Validator],
+    info: NetworkInfo,
+    device: torch.device,
+    *,
+    reporter: Reporter,
+) -> bool:
+    """Train until all epochs are done (True) or someone asks to stop (False), from the run's state if it has one.
+
+    ``folder`` is the run's; ``info`` says what the weights are of. On Ctrl-C or SIGTERM the step is finished and the
+    state saved; a second one ends at once.
+    """
+    run = _Run(folder, config, backbone, trainer, batches, validators, info, device, reporter)
+    with _stop_signals() as stop:
+        return run.run(stop)
+
+
+class _Run:
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        backbone: nn.Module,
+        trainer: Trainer,
+        batches: Batches,
+        validators: Sequence[Validator],
+        info: NetworkInfo,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> None:
+        self.folder, self.config, self.info, self.device = folder, config, info, device
+        self.backbone, self.trainer = backbone.to(device), trainer.to(device)
+        self.batches, self.validators, self.reporter = batches, validators, reporter
+        self.optimiser = build_optimiser(config, backbone, trainer)
+        self.at = Position()
+        self.sums: dict[str, float] = {}  # over the epoch so far, for its means
+        self.logged = 0  # steps in them
+        if (folder / "state.pt").is_file():
+            self._restore(load_state(folder / "state.pt", device))
+        self.log = MetricsLog(folder, self.at.step)
+        self.total_steps = config.epochs * len(batches)
+        self.autocast = _autocast(config.precision, device)
+        self.trouble = 0
+        self._started = time.monotonic() - self.at.seconds
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self, stop: Callable[[], bool]) -> bool:
+        self.reporter.start(self.at.step, self.total_steps)
+        saved = time.monotonic()
+        try:
+            while self.at.epoch < self.config.epochs:
+                waiting: list[dict[str, Tensor]] = []
+                for batch in self.batches.epoch(self.at.epoch, self.at.batch):
+                    waiting.append(self._step(batch))
+                    self.at.images += len(batch.images)
+                    self.at.step, self.at.batch = self.at.step + 1, self.at.batch + 1
+                    if len(waiting) >= LOG_EVERY_STEPS or self.at.batch == len(self.batches) or stop():
+                        self._flush(waiting)
+                    if stop():
+                        self._save_state()
+                        return False
+                    if time.monotonic() - saved > 60 * self.config.save_every_minutes:
+                        self._flush(waiting)
+                        self._save_state()
+                        saved = time.monotonic()
+                self._end_epoch()
+                saved = time.monotonic()
+        finally:
+            self.log.close()
+        return True
+
+    def _step(self, batch: Any) -> dict[str, Tensor]:
+        seed = (self.config.seed * 1_000_003 + self.at.step) % 2**63
+        torch.manual_seed(seed)  # dropout and the like
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr_at(self.config, self.at.step, self.total_steps)
+        self.backbone.train()
+        self.trainer.train()
+        with self.autocast:
+            embeddings = self.backbone(batch.images)
+        loss, stats = self.trainer(embeddings.float(), batch, generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_([*self.backbone.parameters(), *self.trainer.parameters()], self.config.clip_norm)
+        self.optimiser.step()
+        return {"loss": loss.detach(), **stats}
+
+    def _flush(self, waiting: list[dict[str, Tensor]]) -> None:
+        """Log the means of the waiting steps: the one place where the processor waits for the device."""
+        if not waiting:
+            return
+        names = list(waiting[0])
+        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in waiting]).cpu()
+        if not torch.isfinite(table[:, names.index("loss")]).all():
+            raise UserError(
+                f"the loss is no longer a number (step {self.at.step}): start again with a lower --lr; "
+                f"the checkpoints of {self.folder.name} up to epoch {self.at.epoch} are sound"
+            )
+        for name, total in zip(names, table.double().sum(0).tolist(), strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + total
+        self.logged += len(waiting)
+        means = dict(zip(names, table.mean(0).tolist(), strict=True))
+        self.log.write("step", self._where() | means)
+        self._watch(means)
+        self.reporter.step(self.at.step, f"epoch {self.at.epoch + 1}  loss {means['loss']:.4f}")
+        waiting.clear()
+
+    def _watch(self, means: dict[str, float]) -> None:
+        line = self.trainer.trouble(means)
+        self.trouble = self.trouble + 1 if line else 0
+        if line and self.trouble == TROUBLE_IN_A_ROW:
+            self.reporter.warn(line)
+
+    def _end_epoch(self) -> None:
+        means = {name: total / self.logged for name, total in self.sums.items()}
+        measured: dict[str, float] = {}
+        for validate in self.validators:
+            measured |= validate(self.embed)
+        self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+        self.sums, self.logged = {}, 0
+        values = self._where() | means | measured
+        info = replace(self.info, epoch=self.at.epoch, step=self.at.step, metrics=means | measured)
+        checkpoint = self.folder / "checkpoints" / f"epoch-{self.at.epoch:04d}.safetensors"
+        checkpoint.parent.mkdir(exist_ok=True)
+        save_network(checkpoint, self.backbone, info)
+        score = measured.get("val_accuracy", -means["loss"])
+        if score > self.at.best:
+            self.at.best = score
+            link_best(checkpoint)
+        self.log.write("epoch", values)
+        self._save_state()
+        self.reporter.epoch(values, self.config.epochs)
+
+    def embed(self, images: Iterable[Tensor]) -> np.ndarray:
+        """Unit embeddings of batches of images, float32 [n, embedding_dim], as the network stands."""
+        self.backbone.eval()
+        return embed(self.backbone, images)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def _where(self) -> dict[str, float]:
+        self.at.seconds = time.monotonic() - self._started
+        epoch = self.at.epoch + self.at.batch / len(self.batches)
+        lr = self.optimiser.param_groups[0]["lr"]
+        return {
+            "epoch": epoch,
+            "step": self.at.step,
+            "images": self.at.images,
+            "seconds": self.at.seconds,
+            "lr": lr,
+        }
+
+    def _save_state(self) -> None:
+        self.at.seconds = time.monotonic() - self._started
+        state = {
+            "backbone": self.backbone.state_dict(),
+            "trainer": self.trainer.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "position": vars(self.at),
+            "sums": self.sums,
+            "logged": self.logged,
+        }
+        save_state(self.folder / "state.pt", state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.backbone.load_state_dict(state["backbone"])
+        self.trainer.load_state_dict(state["trainer"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.at = Position(**state["position"])
+        self.sums, self.logged = dict(state["sums"]), state["logged"]
+
+
+@torch.inference_mode()
+def embed(backbone: nn.Module, images: Iterable[Tensor]) -> np.ndarray:
+    """Unit embeddings, float32 [n, embedding_dim], of batches of images float32 NCHW on the backbone's device."""
+    parts = [F.normalize(backbone(batch).float()).cpu().numpy() for batch in images]
+    return np.concatenate(parts)
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    use = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """True where bf16 products run on units made for them: tensor cores from Ampere on, AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM is remembered, the next acts as usual. Outside the main thread: never."""
+    asked = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, remember)
+    except ValueError:  # not in the main thread, where signals do not arrive anyway
+        before.clear()
+    try:
+        yield lambda: asked
+    finally:
+        restore()

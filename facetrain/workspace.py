@@ -1,0 +1,214 @@
+"""The .ft/ folder: which dataset is current, stage records, runs, the writer's lock.
+
+    .ft/
+      workspace.json            format version, current dataset
+      lock                      held by whoever writes
+      datasets/<id>/            one per aligned tree: index, file tables, cache manifest, stage records
+      cache/<hash>.arrow        decoded shards, named by what they were made from
+      runs/<name>/              one per training
+      evaluate/<id>/            crops of photographs that were aligned for an evaluation
+
+Found by walking up from the working directory as git does; `-C DIR` and FT_WORKSPACE name another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from facetrain import __version__
+from facetrain.errors import Locked, MissingStage, UserError
+from facetrain.files import write_json
+
+FORMAT = 1
+FOLDER = ".ft"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a stage was run with and on, and what came out; `ft status` compares it with what is there now."""
+
+    stage: str
+    parameters: dict[str, Any]
+    inputs: dict[str, str]  # name → fingerprint of what the stage read
+    output: str  # fingerprint of what it wrote
+    counts: dict[str, int]
+    seconds: float
+    finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    version: str = __version__
+
+
+class Dataset:
+    """One aligned tree and everything that is known of it."""
+
+    def __init__(self, workspace: Workspace, folder: Path) -> None:
+        self.workspace = workspace
+        self.folder = folder
+        try:
+            paths = json.loads((folder / "dataset.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is no dataset of this workspace ({error}): run `ft align` again") from None
+        self.raw = Path(os.path.normpath(workspace.root / paths["raw"]))
+        self.aligned = Path(os.path.normpath(workspace.root / paths["aligned"]))
+
+    def record(self, stage: str) -> StageRecord | None:
+        """The stage's record, or None when it has not run."""
+        path = self.folder / "stages" / f"{stage}.json"
+        try:
+            return StageRecord(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): run `ft {stage}` again") from None
+
+    def write_record(self, record: StageRecord) -> None:
+        """Write the stage's record, in place of an older one."""
+        (self.folder / "stages").mkdir(exist_ok=True)
+        write_json(self.folder / "stages" / f"{record.stage}.json", asdict(record))
+
+    def forget(self, stage: str) -> None:
+        """Remove the stage's record; its output is the caller's to remove."""
+        (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
+
+
+class Workspace:
+    """A folder with a .ft/ in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.folder = self.root / FOLDER
+
+    @classmethod
+    def find(cls, start: Path | None = None, *, create: bool = False) -> Workspace:
+        """The workspace of ``start`` (default: FT_WORKSPACE, else the working directory) or of a folder above it.
+
+        With ``create`` a new one is made in ``start`` when there is none. Raises MissingStage when there is none.
+        """
+        named = start or (Path(os.environ["FT_WORKSPACE"]) if os.environ.get("FT_WORKSPACE") else None)
+        here = (named or Path.cwd()).resolve()
+        if not here.is_dir():
+            raise UserError(f"no folder {here}: name an existing folder for the workspace")
+        # A workspace that was named is meant to be there; only an unnamed one is searched for upwards.
+        candidates = [here] if named is not None else [here, *here.parents]
+        for folder in candidates:
+            if (folder / FOLDER / "workspace.json").is_file():
+                return cls(folder)._checked()
+        if not create:
+            raise MissingStage(f"no facetrain workspace in {here}: run `ft align RAW ALIGNED` first")
+        workspace = cls(here)
+        try:
+            workspace.folder.mkdir(exist_ok=True)
+            (workspace.folder / "datasets").mkdir(exist_ok=True)
+            write_json(workspace.folder / "workspace.json", {"format": FORMAT, "current": None})
+        except OSError as error:
+            raise UserError(f"cannot make a workspace in {here} ({error.strerror}): use -C DIR") from None
+        return workspace
+
+    def _checked(self) -> Workspace:
+        found = self._state().get("format")
+        if found != FORMAT:
+            raise UserError(f"{self.folder} has format {found}, this facetrain reads {FORMAT}: use the version it is of")
+        return self
+
+    def _state(self) -> dict[str, Any]:
+        path = self.folder / "workspace.json"
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is damaged: remove it and run `ft align` again (nothing is lost)") from None
+        return state
+
+    # -- datasets ------------------------------------------------------------------------------------------------
+
+    def add_dataset(self, raw: Path, aligned: Path) -> Dataset:
+        """The dataset of this aligned tree, made known if it is new, and made the current one."""
+        folder = self.folder / "datasets" / self._dataset_id(aligned)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {"raw": self._portable(raw), "aligned": self._portable(aligned)}
+        state = folder / "dataset.json"
+        if not state.is_file() or json.loads(state.read_text()) != paths:
+            write_json(state, paths)
+        if self._state().get("current") != folder.name:
+            write_json(self.folder / "workspace.json", {"format": FORMAT, "current": folder.name})
+        return Dataset(self, folder)
+
+    def dataset(self, aligned: Path | None = None) -> Dataset:
+        """The dataset of this aligned tree, or the current one."""
+        if aligned is not None:
+            if not aligned.exists():
+                raise UserError(f"no folder {aligned}: name an aligned tree, or run `ft align RAW {aligned}` first")
+            folder = self.folder / "datasets" / self._dataset_id(aligned)
+            if not (folder / "dataset.json").is_file():
+                raise MissingStage(f"{aligned} was not aligned in this workspace: run `ft align RAW {aligned}` first")
+            return Dataset(self, folder)
+        current = self._state().get("current")
+        if current is None:
+            raise MissingStage(f"no dataset in {self.folder} yet: run `ft align RAW ALIGNED` first")
+        return Dataset(self, self.folder / "datasets" / current)
+
+    def datasets(self) -> list[Dataset]:
+        """All datasets, by id."""
+        folders = sorted((self.folder / "datasets").glob("*/dataset.json"))
+        return [Dataset(self, path.parent) for path in folders]
+
+    def _dataset_id(self, aligned: Path) -> str:
+        portable = self._portable(aligned)
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(portable).name).strip("-.") or "dataset"
+        return f"{slug[:40]}-{blake3(os.fsencode(portable)).hexdigest()[:8]}"
+
+    def _portable(self, path: Path) -> str:
+        """Relative to the workspace where it lies beneath it, so that the whole folder can be moved."""
+        path = Path(os.path.abspath(path))
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.folder / "runs"
+
+    def run_folder(self, name: str) -> Path:
+        """Where the run of this name lies, whether or not it is there."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise UserError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
+        return self.runs_folder / name
+
+    def runs(self) -> list[Path]:
+        """All run folders, the oldest first."""
+        folders = [path.parent for path in self.runs_folder.glob("*/config.json")]
+        return sorted(folders, key=lambda folder: ((folder / "config.json").stat().st_mtime_ns, folder.name))
+
+    # -- lock ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the writer's lock; Locked, naming the holder, when another process has it. Readers need none."""
+        with locked(self.folder / "lock", "this workspace"):
+            yield
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; the kernel drops it when the process ends, however it ends."""
+    with open(path, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another command"
+            raise Locked(f"{holder} is writing to {what}: wait for it to end, or use another one (-C DIR)") from None
+        handle.truncate(0)
+        handle.write(f"`ft {' '.join(sys.argv[1:2])}` (process {os.getpid()})")
+        handle.flush()
+        yield

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch.nn import functional as F
+
+from facetrain.kernels.mining import STRATEGIES, mine_triplets, squared_distances
+
+
+def make_batch(num_people: int, per_person: int, dim: int = 4, extra: int = 0, seed: int = 0):
+    """Unit vectors [N, D] with some order in them, labels [N]; ``extra`` rows of other people at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat(
+        [torch.arange(num_people).repeat_interleave(per_person), num_people + torch.arange(extra)]
+    )
+    centres = torch.randn(num_people + extra, dim, generator=generator)
+    embeddings = centres[labels] + 0.7 * torch.randn(len(labels), dim, generator=generator)
+    return F.normalize(embeddings), labels
+
+
+def brute_force(embeddings, labels, margin: float, num_anchors: int, strategy: str) -> dict:
+    """{(anchor, positive): set of admissible negatives}, in plain loops."""
+    rows = embeddings.double().tolist()
+
+    def d2(i: int, j: int) -> float:
+        return sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True))
+
+    allowed = {}
+    for a in range(num_anchors):
+        for p in range(num_anchors):
+            if a == p or labels[a] != labels[p]:
+                continue
+            others = [n for n in range(len(rows)) if labels[n] != labels[a]]
+            violators = {n for n in others if d2(a, n) - d2(a, p) < margin}
+            if strategy == "semihard":
+                violators = {n for n in violators if d2(a, n) > d2(a, p)}
+            if strategy == "hardest" and violators:
+                violators = {min(violators, key=lambda n: d2(a, n))}
+            allowed[a, p] = violators
+    return allowed
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("num_people", "per_person", "extra", "margin"), [(7, 3, 0, 0.2), (5, 4, 6, 0.05), (3, 2, 1, 1.0)]
+)
+def test_equals_brute_force(
+    strategy: str, num_people: int, per_person: int, extra: int, margin: float
+) -> None:
+    embeddings, labels = make_batch(num_people, per_person, extra=extra)
+    num_anchors = num_people * per_person
+    allowed = brute_force(embeddings, labels, margin, num_anchors, strategy)
+    seen: dict = {pair: set() for pair in allowed}
+    for seed in range(60):
+        triplets = mine_triplets(
+            embeddings,
+            labels,
+            margin=margin,
+            generator=torch.Generator().manual_seed(seed),
+            num_anchors=num_anchors,
+            strategy=strategy,
+        )
+        assert triplets.num_pairs == len(allowed)
+        found = list(zip(triplets.anchor.tolist(), triplets.positive.tolist(), strict=True))
+        assert len(set(found)) == len(found)
+        assert set(found) == {pair for pair, negatives in allowed.items() if negatives}
+        for pair, negative in zip(found, triplets.negative.tolist(), strict=True):
+            assert negative in allowed[pair]
+            seen[pair].add(negative)
+    few = [pair for pair, negatives in allowed.items() if 0 < len(negatives) <= 6]
+    assert all(seen[pair] == allowed[pair] for pair in few)  # 60 draws find each of six with near certainty
+
+
+def test_the_draw_is_uniform_over_violators() -> None:
+    embeddings, labels = make_batch(6, 2, extra=3, seed=3)
+    allowed = brute_force(embeddings, labels, 0.3, 12, "all-violating-random")
+    pair, negatives = max(allowed.items(), key=lambda item: len(item[1]))
+    assert len(negatives) >= 5
+    generator = torch.Generator().manual_seed(0)
+    counts = dict.fromkeys(negatives, 0)
+    for _ in range(3000):
+        triplets = mine_triplets(embeddings, labels, margin=0.3, generator=generator, num_anchors=12)
+        mine = (triplets.anchor == pair[0]) & (triplets.positive == pair[1])
+        counts[int(triplets.negative[mine])] += 1
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_same_seed_same_triplets_and_another_seed_others() -> None:
+    embeddings, labels = make_batch(10, 4)
+    first, again, other = (
+        mine_triplets(embeddings, labels, margin=0.5, generator=torch.Generator().manual_seed(seed)).negative
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_chunks_do_not_show(strategy: str) -> None:
+    embeddings, labels = make_batch(8, 3, extra=5)
+    whole, rows = (
+        mine_triplets(
+            embeddings,
+            labels,
+            margin=0.4,
+            num_anchors=24,
+            strategy=strategy,
+            chunk_rows=chunk_rows,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for chunk_rows in (None, 5)
+    )
+    assert torch.equal(whole.anchor, rows.anchor)
+    assert torch.equal(whole.positive, rows.positive)
+    assert whole.num_pairs == rows.num_pairs
+    assert torch.equal(whole.negative, rows.negative)
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    embeddings, labels = make_batch(8, 3)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))
+    plain = mine_triplets(embeddings, labels, margin=0.3, strategy="hardest")
+    permuted = mine_triplets(embeddings[order], labels[order], margin=0.3, strategy="hardest")
+
+    def as_set(triplets, rows) -> set:
+        return set(
+            zip(
+                *(rows[t].tolist() for t in (triplets.anchor, triplets.positive, triplets.negative)),
+                strict=True,
+            )
+        )
+
+    assert as_set(plain, torch.arange(len(labels))) == as_set(permuted, order)
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_anchors"),
+    [([0, 1, 2, 3], None), ([0, 0, 0, 0], None), ([0, 0, 1, 1], 0), ([0, 1, 0, 1], 2)],
+    ids=["no positives", "no negatives", "no anchors", "positives among the extra rows only"],
+)
+def test_nothing_to_mine(labels: list[int], num_anchors: int | None) -> None:
+    embeddings = F.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    triplets = mine_triplets(embeddings, torch.tensor(labels), margin=4.1, num_anchors=num_anchors)
+    assert len(triplets) == 0
+    assert triplets.negative.dtype == torch.int64
+
+
+def test_empty_batch() -> None:
+    triplets = mine_triplets(torch.empty(0, 8), torch.empty(0, dtype=torch.int64), margin=0.2)
+    assert (len(triplets), triplets.num_pairs) == (0, 0)
+
+
+def test_separated_people_give_pairs_but_no_triplets() -> None:
+    triplets = mine_triplets(
+        torch.eye(3).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1, 2, 2]), margin=0.2
+    )
+    assert (len(triplets), triplets.num_pairs) == (0, 6)
+
+
+def test_no_graph_and_float32_under_autocast() -> None:
+    embeddings, labels = make_batch(4, 3, dim=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        distances = squared_distances(embeddings, embeddings)
+        triplets = mine_triplets(embeddings.requires_grad_(), labels, margin=0.3, strategy="hardest")
+    assert distances.dtype == torch.float32
+    assert torch.allclose(distances, torch.cdist(embeddings, embeddings).square(), atol=1e-5)
+    assert torch.equal(
+        triplets.negative, mine_triplets(embeddings, labels, margin=0.3, strategy="hardest").negative
+    )
+
+
+def test_wrong_arguments_are_named() -> None:
+    embeddings, labels = make_batch(3, 2)
+    with pytest.raises(ValueError, match="unknown mining strategy 'easy'"):
+        mine_triplets(embeddings, labels, margin=0.2, strategy="easy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="labels"):
+        mine_triplets(embeddings, labels[:-1], margin=0.2)
+    with pytest.raises(ValueError, match="num_anchors"):
+        mine_triplets(embeddings, labels, margin=0.2, num_anchors=7)
