@@ -22,7 +22,7 @@ $(STAMP): setup.cfg constraints.txt
 	touch $(STAMP)
 
 demo: setup      ## the whole pipeline on synthetic faces, under five minutes
-	PATH="$(abspath $(BIN)):$$PATH" sh benchmarks/demo.sh
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 test: setup      ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -35,8 +35,8 @@ lint: setup      ## ruff and mypy
 bench: setup     ## benchmarks on the processor; figures go to docs/performance.md by hand
 	$(BIN)/python benchmarks/pipeline.py
 
-gpu: setup       ## GPU tests and benchmarks; says so where there is no GPU
-	$(BIN)/python benchmarks/gpu.py
+gpu:             ## GPU tests and benchmarks, with the environment there is; says so where there is no GPU
+	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 docs: setup      ## generate the command reference
 	$(BIN)/python docs/generate.py

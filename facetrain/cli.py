@@ -352,7 +352,7 @@ def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
 @device_option
 @jobs_option("Threads.")
 @click.pass_context
-def train(ctx: click.Context, aligned: Path | None, resume: str | None, device: str, jobs: int, **options: Any) -> None:
+def train(ctx: click.Context, /, aligned: Path | None, resume: str | None, device: str, jobs: int, **options: Any) -> None:
     """Train a face-embedding network on the training split.
 
     After every epoch it is measured on pairs of validation people, and a checkpoint is written. Ctrl-C stops after
@@ -369,7 +369,7 @@ def train(ctx: click.Context, aligned: Path | None, resume: str | None, device: 
     from facetrain.terminal import TrainReporter
 
     with Progress("training", "steps") as bar:
-        how = {"device": device, "threads": jobs, "reporter": TrainReporter(bar), "say": bar.say}
+        how: dict[str, Any] = {"device": device, "threads": jobs, "reporter": TrainReporter(bar), "say": bar.say}
         if config is None:
             summary = training.resume(workspace, resume or None, **how)
         else:
@@ -461,7 +461,7 @@ def evaluate(
     from facetrain.pipeline.training import device_of
 
     workspace = open_workspace(ctx)
-    how = {"out": out, "device": device_of(device), "jobs": jobs}
+    how: dict[str, Any] = {"out": out, "device": device_of(device), "jobs": jobs}
     which = evaluation.find_checkpoint(workspace, checkpoint)
     if pairs is not None and images is not None:
         done = evaluation.evaluate_pairs(workspace, which, pairs, images, multi=multi, no_face=no_face, **how)

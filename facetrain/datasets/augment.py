@@ -65,7 +65,7 @@ class Augment:
 
         @pipeline_def(
             batch_size=self._max_batch, num_threads=self._threads, device_id=None, prefetch_queue_depth=1
-        )
+        )  # type: ignore[untyped-decorator]
         def pipeline() -> Any:
             images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8)
             matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)

@@ -1,0 +1,99 @@
+"""Every GPU test and every GPU benchmark there is; the tables go to docs/gpu/<card>.md.
+
+    python benchmarks/gpu.py [--quick]
+
+Needs torch and numpy only, so that it runs on a borrowed machine. Where there is no GPU it says so and ends well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script, run where the package may not be installed
+
+
+def milliseconds(step: Callable[[], object], repeats: int) -> float:
+    """Median time of ``step`` on the device, by events, after a warm-up."""
+    times = []
+    for i in range(repeats + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        if i >= 3:
+            times.append(start.elapsed_time(end))
+    return sorted(times)[len(times) // 2]
+
+
+def training_table(repeats: int) -> list[str]:
+    """Training step, forward to optimiser, of every backbone on random pictures."""
+    from facetrain.config import TrainConfig
+    from facetrain.plugins import BUILT_IN
+    from facetrain.train.checkpoint import build_backbone
+    from facetrain.train.optimiser import build_optimiser
+    from facetrain.train.trainers.triplet import TripletTrainer
+
+    from facetrain.batch import Batch
+
+    lines = [
+        "| backbone | batch | precision | ms/step | images/s | peak MB |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    device = torch.device("cuda")
+    for name in BUILT_IN["backbones"]:
+        for size in (180, 720):
+            for dtype in (torch.float32, torch.bfloat16):
+                torch.cuda.reset_peak_memory_stats()
+                backbone = build_backbone(name, {}, 128, 96).to(device, memory_format=torch.channels_last)
+                trainer = TripletTrainer(size // 4, 128)
+                optimiser = build_optimiser(TrainConfig(), backbone)
+                images = torch.randn(size, 3, 96, 96, device=device).to(memory_format=torch.channels_last)
+                labels = torch.arange(size // 4, device=device).repeat_interleave(4)
+                batch = Batch(images, labels, labels, size)
+                generator = torch.Generator(device).manual_seed(0)
+
+                def step() -> None:
+                    with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                        embeddings = backbone(batch.images)
+                    loss, _ = trainer(embeddings.float(), batch, generator)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+
+                ms = milliseconds(step, repeats)
+                peak = torch.cuda.max_memory_allocated() / 1e6
+                precision = str(dtype).removeprefix("torch.")
+                lines.append(f"| {name} | {size} | {precision} | {ms:.2f} | {1000 * size / ms:,.0f} | {peak:,.0f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats, to see that it runs")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("No NVIDIA GPU here: GPU tests and benchmarks skipped.")
+        return
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], cwd=ROOT)
+    card = torch.cuda.get_device_name()
+    out = ROOT / "docs" / "gpu" / f"{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}.md"
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    text = [f"# {card}", "", f"`make gpu`; {versions}. Medians.", "", "## Training step", ""]
+    text += training_table(5 if arguments.quick else 50)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+    sys.exit(tests.returncode)
+
+
+if __name__ == "__main__":
+    main()

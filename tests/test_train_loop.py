@@ -1,0 +1,279 @@
+"""The training loop on small random data: resuming, stopping, trouble; and the parts around it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from facetrain.batch import Batch
+from facetrain.config import TrainConfig
+from facetrain.errors import UserError
+from facetrain.image_spec import ImageSpec
+from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_network, load_state, save_network
+from facetrain.train.loop import embed, train
+from facetrain.train.metrics_log import MetricsLog
+from facetrain.train.optimiser import build_optimiser, lr_at
+from facetrain.train.trainers.triplet import TripletTrainer
+
+PEOPLE, IMAGES, SIZE = 4, 3, 8
+
+
+class RandomBatches:
+    """Four people × three noisy pictures; deterministic in (epoch, position), as the real loader."""
+
+    def __init__(self, batches: int = 7) -> None:
+        self.batches = batches
+        self.people = torch.randn(PEOPLE, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for position in range(start, self.batches):
+            generator = torch.Generator().manual_seed(1000 * epoch + position)
+            labels = torch.arange(PEOPLE).repeat_interleave(IMAGES)
+            noise = torch.randn(len(labels), 3, SIZE, SIZE, generator=generator)
+            yield Batch(self.people[labels] + noise, labels, torch.arange(len(labels)), len(labels))
+
+
+class Recorder:
+    """A reporter that remembers, and may do something at a step."""
+
+    def __init__(self, at_step: int = -1, do=lambda: None) -> None:
+        self.at_step, self.do = at_step, do
+        self.warnings: list[str] = []
+        self.epochs: list[dict[str, float]] = []
+
+    def start(self, step: int, total_steps: int) -> None:
+        self.first = step
+
+    def step(self, step: int, note: str) -> None:
+        if step >= self.at_step >= 0:
+            self.at_step = -1
+            self.do()
+
+    def epoch(self, values: dict[str, float], epochs: int) -> None:
+        self.epochs.append(values)
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 16), nn.BatchNorm1d(16), nn.Dropout(0.1), nn.Linear(16, 8)
+    )
+
+
+def run(folder: Path, reporter: Recorder | None = None, backbone: nn.Module | None = None, **settings) -> nn.Module:
+    folder.mkdir(exist_ok=True)
+    config = TrainConfig(**({"epochs": 3, "embedding_dim": 8, "precision": "fp32", "lr": 0.01} | settings))
+    backbone = backbone or network()
+    trainer = TripletTrainer(PEOPLE, 8, margin=0.5)
+    info = NetworkInfo("none", {}, 8, ImageSpec(size_px=16))
+
+    def validate(embed_batches) -> dict[str, float]:
+        images = RandomBatches().people
+        return {"val_accuracy": float(np.abs(embed_batches([images, images])).mean())}
+
+    finished = train(
+        folder,
+        config,
+        backbone,
+        trainer,
+        RandomBatches(),
+        [validate],
+        info,
+        torch.device("cpu"),
+        reporter=reporter or Recorder(),
+    )
+    backbone.finished = finished
+    return backbone
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_training_lowers_the_loss_and_leaves_a_run_behind(tmp_path: Path) -> None:
+    reporter = Recorder()
+    run(tmp_path / "run", reporter, epochs=12)
+    assert [round(values["epoch"]) for values in reporter.epochs] == list(range(1, 13))
+    assert reporter.epochs[-1]["distance_positive"] < 0.7 * reporter.epochs[0]["distance_positive"]
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == ["best.safetensors", *(f"epoch-{n:04d}.safetensors" for n in range(1, 13))]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    rows = metrics(tmp_path / "run")
+    assert sum(row["kind"] == "epoch" for row in rows) == 12
+    assert not list((tmp_path / "run").rglob(".ft-tmp-*"))
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 10, 14])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int) -> None:
+    straight = run(tmp_path / "straight")
+    stopping = Recorder(stop_at, lambda: os.kill(os.getpid(), signal.SIGINT))
+    stopped = run(tmp_path / "stopped", stopping)
+    assert not stopped.finished
+    going_on = Recorder()
+    resumed = run(tmp_path / "stopped", going_on, backbone=network(seed=99))
+    assert resumed.finished
+    assert stop_at <= going_on.first < 21
+    assert same_weights(straight, resumed)
+    epochs = [[row for row in metrics(tmp_path / name) if row["kind"] == "epoch"] for name in ("straight", "stopped")]
+    for one, other in zip(*epochs, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"kind"}:
+            assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-6)
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    straight = run(tmp_path / "straight")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", Recorder(10, die))
+    resumed = run(tmp_path / "killed", backbone=network(seed=99))
+    assert same_weights(straight, resumed)
+    steps = [int(row["step"]) for row in metrics(tmp_path / "killed") if row["kind"] == "step"]
+    assert steps == sorted(set(steps)), "no step is logged twice"
+
+
+def test_the_state_holds_nothing_that_could_be_executed(tmp_path: Path) -> None:
+    run(tmp_path / "run", epochs=1)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["position"]["epoch"] == 1
+    assert load_state(tmp_path / "run" / "state.pt", torch.device("cpu"))["position"] == state["position"]
+
+
+def test_a_loss_that_is_no_number_ends_with_one_line(tmp_path: Path) -> None:
+    backbone = network()
+    with torch.no_grad():
+        backbone[1].weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="no longer a number"):
+        run(tmp_path / "run", backbone=backbone)
+
+
+def test_collapse_is_said_once(tmp_path: Path) -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(8))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.bias + 1e-4 * images.flatten(1)[:, :8]
+
+    reporter = Recorder()
+    run(tmp_path / "run", reporter, backbone=Constant(), epochs=12, lr=1e-6)
+    assert len(reporter.warnings) == 1
+    assert "collapsed" in reporter.warnings[0]
+    healthy = Recorder()
+    run(tmp_path / "healthy", healthy, epochs=12)
+    assert healthy.warnings == []
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    before = network()
+    free = run(tmp_path / "free", epochs=1, optimizer="sgd", lr=1.0)
+    clipped = run(tmp_path / "clipped", epochs=1, optimizer="sgd", lr=1.0, clip_norm=1e-6)
+    moved = [
+        sum((a - b).abs().sum().item() for a, b in zip(m.parameters(), before.parameters(), strict=True))
+        for m in (free, clipped)
+    ]
+    assert moved[1] < 1e-2 * moved[0]
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0.1, 100), (0.3, 57), (0.0, 10)])
+def test_one_cycle_is_pytorchs(warmup: float, total: int) -> None:
+    config = TrainConfig(lr=0.3, warmup=warmup, schedule="one-cycle")
+    ours = [lr_at(config, step, total) for step in range(total)]
+    assert max(ours) <= 0.3 + 1e-12
+    assert ours[-1] == pytest.approx(0.3e-4, rel=1e-9)
+    peak = int(np.argmax(ours))
+    assert all(a < b for a, b in zip(ours[:peak], ours[1 : peak + 1], strict=True))
+    assert all(a > b for a, b in zip(ours[peak:-1], ours[peak + 1 :], strict=True))
+    # PyTorch's schedule, linear up: the cosine part against its own implementation, from the peak on.
+    parameter = nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=0.3)
+    tail = total - peak
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(tail - 1, 1), eta_min=0.3e-4)
+    theirs = []
+    for _ in range(tail):
+        theirs.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        cosine.step()
+    if warmup * total == int(warmup * total):
+        np.testing.assert_allclose(ours[peak:], theirs, rtol=1e-6)
+
+
+def test_constant_schedule_and_decay_groups() -> None:
+    config = TrainConfig(schedule="constant", lr=0.2, weight_decay=0.1)
+    assert {lr_at(config, step, 10) for step in range(10)} == {0.2}
+    optimiser = build_optimiser(config, network())
+    decayed, plain = optimiser.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert plain["weight_decay"] == 0
+    assert all(p.ndim == 1 for p in plain["params"])
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("iresnet.small", {}, 32, 96).eval()
+    info = NetworkInfo("iresnet.small", {}, 32, ImageSpec(), run="r", epoch=3, metrics={"loss": 0.5})
+    save_network(tmp_path / "a.safetensors", backbone, info)
+    loaded, loaded_info = load_network(tmp_path / "a.safetensors", torch.device("cpu"))
+    assert loaded_info == info
+    assert same_weights(backbone, loaded)
+    images = torch.randn(3, 3, 96, 96)
+    np.testing.assert_array_equal(embed(backbone, [images]), embed(loaded, [images]))
+    np.testing.assert_allclose(embed(loaded, [images]), embed(loaded, [images[:2], images[2:]]), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embed(loaded, [images]), axis=1), 1, atol=1e-6)
+
+
+def test_files_that_are_no_checkpoints_are_said_to_be_none(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_network(tmp_path / "nothing.safetensors", cpu)
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(UserError, match="is no checkpoint"):
+        load_network(tmp_path / "text.safetensors", cpu)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="not written by facetrain"):
+        load_network(tmp_path / "foreign.safetensors", cpu)
+    info = NetworkInfo("iresnet.small", {}, 32, ImageSpec())
+    save_network(tmp_path / "wrong.safetensors", nn.Linear(2, 2), info)
+    with pytest.raises(UserError, match="does not fit"):
+        load_network(tmp_path / "wrong.safetensors", cpu)
+
+
+def test_metrics_after_a_resume_are_as_if_uninterrupted(tmp_path: Path) -> None:
+    where = {"epoch": 0.5, "step": 5, "images": 50, "seconds": 1.0}
+    log = MetricsLog(tmp_path, 0)
+    log.write("step", where | {"loss": 0.5})
+    log.write("step", where | {"step": 9, "loss": 0.4})
+    log.close()
+    log = MetricsLog(tmp_path, 5)
+    log.write("step", where | {"step": 9, "loss": 0.3, "new": 1.0})
+    log.close()
+    rows = metrics(tmp_path)
+    assert [(row["step"], row["loss"], row["new"]) for row in rows] == [("5", "0.5", ""), ("9", "0.3", "1")]
