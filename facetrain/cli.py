@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from facetrain.workspace import Workspace
 
 FOLDER = click.Path(path_type=Path)
-LANDMARK_SETS = ("inner-eyes-bottom-lip", "outer-eyes-nose", "five-point")
+LANDMARK_SETS = ("five-point", "outer-eyes-nose", "inner-eyes-bottom-lip")
 
 
 class Group(click.Group):
@@ -152,11 +152,11 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
 @click.option("--size", "size_px", type=int, default=96, show_default=True, help="Side of a crop in pixels.")
 @click.option(
     "--landmarks",
-    default="outer-eyes-nose",
+    default="five-point",
     show_default=True,
     metavar="SET",
-    help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The first two are OpenFace's (exact affine), "
-    "the last is a similarity transform onto insightface's 112-pixel template, scaled.",
+    help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The last two are OpenFace's (exact affine), "
+    "the first is a similarity transform onto insightface's 112-pixel template, scaled.",
 )
 @click.option(
     "--predictor",
@@ -203,7 +203,7 @@ def align(
     spec = ImageSpec(
         size_px=size_px,
         landmarks=landmarks,
-        predictor=int(predictor) if predictor else 5 if landmarks == "outer-eyes-nose" else 68,
+        predictor=int(predictor) if predictor else 68 if landmarks == "inner-eyes-bottom-lip" else 5,
         format=image_format,
         quality=quality if image_format == "jpg" else 0,
     )
@@ -339,7 +339,7 @@ def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
 @click.option("--epochs", type=int, help="Passes over the training photographs.")
 @click.option("--batches-per-epoch", type=int, help="Default: as many as show about every photograph.")
 @click.option("--people", type=int, help="P: people in a batch.")
-@click.option("--images", type=int, help="K: photographs of each of them, at most.")
+@click.option("--images", type=int, help="K: photographs of each of them; people with fewer make room for more people.")
 @click.option("--margin", type=float, help="Of squared distances between unit embeddings.")
 @click.option("--extra-negatives", type=int, help="Random photographs of others added to each batch.  [default: 0]")
 @click.option("--lr", type=float, help="Peak learning rate.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,14 +20,14 @@ class Draw:
 
 
 class PeopleSampler:
-    """Batches of P people with up to K photographs each, as triplet losses want them (FaceNet, OpenFace).
+    """Batches of P people × K photographs, as triplet losses want them (FaceNet, OpenFace).
 
-    Every person with two or more photographs comes once in a round, in an order drawn anew for each; a person with
-    more than K photographs shows others in the next round, until all have been seen. The last batch of a round is
-    filled from the next one, without anyone twice in a batch. An epoch is as many batches as show about as many
-    photographs as there are, or ``batches_per_epoch``.
+    A person with fewer than K photographs gives all of them, and further people fill the batch up to P·K. Everyone
+    with two or more photographs comes once in a round, in an order drawn anew for each; people with more than K show
+    others in the next round, until all have been seen. Nobody is twice in a batch. An epoch is as many batches as hold
+    as many photographs as there are, or ``batches_per_epoch``.
 
-    extra_negatives: random photographs of anyone (single-photograph people included) behind the P × K, which serve as
+    extra_negatives: random photographs of anyone else (of single-photograph people too) behind the P·K, which serve as
     negatives only.
     """
 
@@ -40,25 +41,24 @@ class PeopleSampler:
         extra_negatives: int = 0,
         batches_per_epoch: int | None = None,
     ) -> None:
+        if people_per_batch < 2:
+            raise UserError(f"{people_per_batch} people in a batch: a triplet needs at least 2")
+        if images_per_person < 2:
+            raise UserError(f"{images_per_person} photographs of a person in a batch: a triplet needs at least 2")
         order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels)
-        of_person = np.split(order, np.cumsum(counts)[:-1])
+        of_person = np.split(order, np.cumsum(np.bincount(labels))[:-1])
         self._of_person = [positions for positions in of_person if len(positions) >= 2]
         if len(self._of_person) < 2:
             raise UserError(
-                f"{len(self._of_person)} people with two or more photographs are left to train on, at least 2 are "
-                f"needed: `ft prune --min 2` or more photographs per person"
+                f"only {len(self._of_person)} of the training people has two or more photographs, at least 2 people are "
+                f"needed: `ft prune --min` with a smaller number keeps more"
             )
-        if images_per_person < 2:
-            raise UserError(f"--images {images_per_person}: a triplet needs at least 2 photographs of a person")
-        self.people = min(people_per_batch, len(self._of_person))
-        if self.people < 2:
-            raise UserError(f"--people {people_per_batch}: a triplet needs at least 2 people")
         self.images, self.extra_negatives = images_per_person, extra_negatives
+        self._room = people_per_batch * images_per_person
         self._labels, self.seed = labels, seed
-        drawn = sum(min(len(positions), images_per_person) for positions in self._of_person)
-        per_batch = drawn / len(self._of_person) * self.people
-        self._length = batches_per_epoch or max(1, round(sum(map(len, self._of_person)) / per_batch))
+        in_a_round = sum(min(len(positions), images_per_person) for positions in self._of_person)
+        photographs = sum(len(positions) for positions in self._of_person)
+        self._length = batches_per_epoch or max(1, round(photographs / min(self._room, in_a_round)))
 
     def __len__(self) -> int:
         return self._length
@@ -66,26 +66,33 @@ class PeopleSampler:
     @property
     def max_batch(self) -> int:
         """The most photographs that a batch can hold."""
-        return self.people * self.images + self.extra_negatives
+        return self._room + self.extra_negatives
 
     def epoch(self, epoch: int) -> Iterator[Draw]:
         """The epoch's batches."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         shuffled = [rng.permutation(positions) for positions in self._of_person]
         shown = np.zeros(len(shuffled), np.int64)
-        queue: list[int] = []
+        queue: deque[int] = deque()
         for _ in range(self._length):
-            while len(queue) < self.people:
-                # Those still waiting come first; the new round is put so that none of them is twice in this batch.
-                waiting = set(queue)
-                round_ = rng.permutation(len(shuffled)).tolist()
-                queue += [p for p in round_ if p not in waiting] + [p for p in round_ if p in waiting]
-            people, queue = queue[: self.people], queue[self.people :]
-            positions = np.concatenate([self._next(shuffled[p], shown, p) for p in people])
+            parts: dict[int, np.ndarray] = {}
+            twice = []
+            room = self._room
+            while room >= 2 and len(parts) < len(shuffled):
+                if not queue:
+                    queue.extend(rng.permutation(len(shuffled)).tolist())
+                person = queue.popleft()
+                if person in parts:
+                    twice.append(person)  # of the next round: for the next batch
+                    continue
+                parts[person] = self._next(shuffled[person], shown, person, room)
+                room -= len(parts[person])
+            queue.extendleft(reversed(twice))
+            positions = np.concatenate(list(parts.values()))
             yield Draw(self._with_extra(positions, rng), len(positions))
 
-    def _next(self, photographs: np.ndarray, shown: np.ndarray, person: int) -> np.ndarray:
-        count = min(self.images, len(photographs))
+    def _next(self, photographs: np.ndarray, shown: np.ndarray, person: int, room: int) -> np.ndarray:
+        count = min(self.images, len(photographs), room)
         start = shown[person]
         shown[person] += count
         return photographs[(start + np.arange(count)) % len(photographs)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from facetrain import __version__
 from facetrain.config import TrainConfig, train_config
@@ -25,6 +26,8 @@ from facetrain.plugins import check_arguments, resolve
 from facetrain.train.checkpoint import NetworkInfo, build_backbone
 from facetrain.train.loop import Reporter, Validator, bf16_is_fast
 from facetrain.train.loop import train as run_loop
+from facetrain.train.memory import keep_freed_memory
+from facetrain.train.trainers.base import Trainer
 from facetrain.workspace import Dataset, Workspace, locked
 
 
@@ -69,6 +72,7 @@ def start(
         raise UserError(f"there is a run '{folder.name}': choose another --name, or `ft train --resume {folder.name}`")
     dataset = workspace.dataset(aligned)
     photos, val = _photographs(workspace, dataset, threads, say)
+    parts = _build(config, photos, val, torch_device, threads)
 
     folder.mkdir(parents=True)
     store = dataset.folder
@@ -83,7 +87,7 @@ def start(
     }
     write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
     write_json(folder / "config.json", facts)
-    return _go_on(folder, config, photos, val, torch_device, threads, reporter, say)
+    return _run(folder, config, parts, torch_device, reporter, say)
 
 
 def resume(
@@ -118,8 +122,10 @@ def resume(
             f"run '{folder.name}' was started on other data (`ft {stage}` has run since): "
             f"start a new run with `ft train`"
         )
+    torch_device = device_of(device)
     photos, val = _photographs(workspace, dataset, threads, say)
-    return _go_on(folder, config, photos, val, device_of(device), threads, reporter, say)
+    parts = _build(config, photos, val, torch_device, threads)
+    return _run(folder, config, parts, torch_device, reporter, say)
 
 
 def _check_parts(config: TrainConfig) -> None:
@@ -158,17 +164,21 @@ def _photographs(
     return train, val
 
 
-def _go_on(
-    folder: Path,
-    config: TrainConfig,
-    photos: PhotoSet,
-    val: PhotoSet,
-    device: torch.device,
-    threads: int,
-    reporter: Reporter,
-    say: Callable[[str], None],
-) -> TrainSummary:
+@dataclass(frozen=True)
+class _Parts:
+    """What a training is put together from."""
+
+    photos: PhotoSet
+    backbone: nn.Module
+    trainer: Trainer
+    batches: TrainingBatches
+    validators: list[Validator]
+
+
+def _build(config: TrainConfig, photos: PhotoSet, val: PhotoSet, device: torch.device, threads: int) -> _Parts:
     torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, config.backbone_args, config.embedding_dim, photos.spec.size_px)
     backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -181,13 +191,24 @@ def _go_on(
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
-    validators = [split_validator(val, config, device)]
-    parameters = sum(p.numel() for p in backbone.parameters())
+    return _Parts(photos, backbone, trainer, batches, [split_validator(val, config, device)])
+
+
+def _run(
+    folder: Path,
+    config: TrainConfig,
+    parts: _Parts,
+    device: torch.device,
+    reporter: Reporter,
+    say: Callable[[str], None],
+) -> TrainSummary:
+    photos = parts.photos
+    parameters = sum(p.numel() for p in parts.backbone.parameters())
     bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
     say(
         f"run '{folder.name}': {config.trainer} on {config.backbone} ({parameters:,} parameters, "
         f"{config.embedding_dim}-d), {len(photos):,} photographs of {len(photos.identities):,} people, "
-        f"{len(batches):,} batches an epoch, {device.type}{', bf16' if bf16 else ''}"
+        f"{len(parts.batches):,} batches an epoch, {device.type}{', bf16' if bf16 else ''}"
     )
     info = NetworkInfo(
         config.backbone,
@@ -199,7 +220,15 @@ def _go_on(
     )
     with locked(folder / "lock", f"run '{folder.name}'"):
         finished = run_loop(
-            folder, config, backbone, trainer, batches, validators, info, device, reporter=reporter
+            folder,
+            config,
+            parts.backbone,
+            parts.trainer,
+            parts.batches,
+            parts.validators,
+            info,
+            device,
+            reporter=reporter,
         )
     best = folder / "checkpoints" / "best.safetensors"
     return TrainSummary(folder.name, folder, finished, best if best.is_file() else None)

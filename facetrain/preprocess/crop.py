@@ -14,7 +14,10 @@ _OF_68: dict[str, tuple[tuple[int, ...], ...]] = {
     "five-point": (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,)),
 }
 # dlib's 5-point model gives points 45, 42, 36, 39 and 33 of the 68, in this order.
-_OF_5: dict[str, tuple[tuple[int, ...], ...]] = {"outer-eyes-nose": ((2,), (0,), (4,))}
+_OF_5: dict[str, tuple[tuple[int, ...], ...]] = {
+    "outer-eyes-nose": ((2,), (0,), (4,)),
+    "five-point": ((0,), (1,), (2,), (3,), (4,)),
+}
 
 
 def template_landmarks(points: np.ndarray, spec: ImageSpec) -> np.ndarray:

@@ -230,9 +230,15 @@ class _Run:
         save_state(self.folder / "state.pt", state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.backbone.load_state_dict(state["backbone"])
-        self.trainer.load_state_dict(state["trainer"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.backbone.load_state_dict(state["backbone"])
+            self.trainer.load_state_dict(state["trainer"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError):
+            raise UserError(
+                f"the state of run '{self.folder.name}' does not fit the network as it is here: "
+                f"go on with the version of facetrain (or of the plug-in) that began it"
+            ) from None
         self.at = Position(**state["position"])
         self.sums, self.logged = dict(state["sums"]), state["logged"]
 

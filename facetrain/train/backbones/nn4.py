@@ -38,25 +38,22 @@ class L2Pool(nn.Module):
         return sums.clamp_min(1e-12).sqrt().to(x_NCHW.dtype)
 
 
-def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel_px: int, stride: int = 1, padding: int | None = None
-) -> nn.Sequential:
-    """Convolution with bias, batch-norm, ReLU; "same" padding unless given."""
-    padding = kernel_px // 2 if padding is None else padding
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> nn.Sequential:
+    """Convolution with bias and "same" padding, batch-norm, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding),
+        nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
 
 
 class Inception(nn.Module):
-    """Branches joined along channels: (1×1, k×k) per kernel size, pooling (then 1×1), and perhaps a plain 1×1.
+    """Branches joined along channels: (1×1, k×k) per kernel size, pooling (then 1×1), perhaps a plain 1×1.
 
     ``convs``: (kernel_px, reduced channels, out channels) of each k×k branch, all with ``stride``.
-    ``pool_channels``: width of the 1×1 behind the pooling; None passes the pooled input on. ``point_channels``:
-    width of the plain 1×1 branch; None leaves it out. The output's height and width are those of the k×k
-    branches, to which the others are padded.
+    ``pool_channels``: width of the 1×1 behind the pooling; None passes the pooled input on.
+    ``point_channels``: width of the plain 1×1 branch; None leaves it out. The output has the height and width
+    of the k×k branches, to which the others are padded.
     """
 
     def __init__(

@@ -1,0 +1,59 @@
+"""The benchmarks run, at tiny sizes, so that they cannot rot. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_what_it_is(name: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"python benchmarks/{name}" in text
+
+
+def test_the_pipeline_benchmark_prints_a_row_for_every_stage() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "pipeline.py"), "--people", "5", "--images", "4"]
+    text = subprocess.run([*command, "--epochs", "0"], capture_output=True, text=True, check=True).stdout
+    assert text.startswith("20 photographs;")
+    stages = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert [stage.split()[1].rstrip(",") for stage in stages] == [
+        "synth", "align", "align", "prune", "split", "cache", "cache", "status",
+    ]  # fmt: skip
+
+
+def test_lfws_last_set_is_kept_apart(tmp_path: Path) -> None:
+    lfw = load("lfw")
+    people = [["Ann", "Bob"], ["Cid"], ["Dan", "Eve"]]
+    lines = ["3"]
+    for part in people:
+        lines += [str(len(part)), *(f"{person}\t2" for person in part)]
+    (tmp_path / "people.txt").write_text("\n".join(lines) + "\n")
+    pairs = ["3\t10", *["Ann\t1\t2"] * 10, *["Ann\t1\tBob\t1"] * 10]
+    pairs += [*["Cid\t1\t2"] * 10, *["Cid\t1\tCid\t2"] * 10, *["Dan\t1\t2"] * 10, *["Dan\t1\tEve\t1"] * 10]
+    (tmp_path / "pairs.txt").write_text("\n".join(pairs) + "\n")
+    for person in ("Ann", "Bob", "Cid", "Dan", "Eve"):
+        (tmp_path / "raw" / person).mkdir(parents=True)
+    file = lfw.prepare(tmp_path, tmp_path / "work")
+    assert sorted(path.name for path in (tmp_path / "work" / "train").iterdir()) == ["Ann", "Bob", "Cid"]
+    text = file.read_text().splitlines()
+    assert text[0] == "10\t1"
+    assert text[1:] == ["Dan\t1\t2", "Dan\t1\tEve\t1"] * 10

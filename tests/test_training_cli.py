@@ -1,0 +1,223 @@
+"""Training and measuring as a user does: commands on real files, drawn for the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from facetrain.cli import main
+from facetrain.datasets.synth import synthesise
+from facetrain.image_spec import ImageSpec
+
+PEOPLE, IMAGES = 8, 5
+SMALL = ["--epochs", "2", "--people", "4", "--images", "3", "-j", "2", "--set", "validation_pairs=20"]
+
+
+def ft(workspace: Path, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["-C", str(workspace), *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs") / "raw"
+    synthesise(folder, identities=PEOPLE, images=IMAGES, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after the five commands. Tests may add to it, and must not change what is there."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    ft(workspace, "align", str(raw), str(workspace / "aligned"), "-j", "1")
+    ft(workspace, "prune", "--min", "2")
+    ft(workspace, "split", "0.3")
+    ft(workspace, "train", "--name", "first", *SMALL)
+    return workspace
+
+
+def test_a_run_holds_what_it_should(trained: Path) -> None:
+    run = trained / ".ft" / "runs" / "first"
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["epochs"] == 2
+    assert config["config"]["trainer_args"] == {"people": 4, "images": 3}
+    people = (run / "people.txt").read_text().splitlines()
+    assert config["people"] == len(people) < PEOPLE
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.safetensors",
+        "epoch-0001.safetensors",
+        "epoch-0002.safetensors",
+    ]
+    text = ft(trained, "status").output
+    assert "first" in text
+    assert "2 of 2 epochs" in text
+
+
+def test_evaluate_and_plot(trained: Path) -> None:
+    text = ft(trained, "evaluate", "first").output
+    run = trained / ".ft" / "runs" / "first"
+    written = json.loads((run / "evaluation" / "validation.json").read_text())
+    assert f"{written['accuracy_mean']:.4f}" in text
+    assert 0.3 <= written["accuracy_mean"] <= 1
+    assert written["network"]["backbone"] == "iresnet.small"
+    assert (run / "evaluation" / "validation.png").stat().st_size > 5000
+    as_json = json.loads(ft(trained, "evaluate", "first", "--json").stdout)
+    assert as_json["accuracy_mean"] == written["accuracy_mean"], "the same pairs, the same figures"
+    ft(trained, "plot-loss", "first")
+    assert (run / "loss.png").is_file()
+    assert (run / "loss.svg").is_file()
+
+
+def write_pairs(path: Path, raw: Path) -> list[tuple[str, int, str, int]]:
+    """Two folds of four and four pairs over everybody."""
+    people = sorted(folder.name for folder in raw.iterdir() if folder.is_dir())
+    lines, pairs = ["2\t4"], []
+    for fold in range(2):
+        for i in range(4):
+            person = people[4 * fold + i]
+            lines.append(f"{person}\t1\t{2 + fold}")
+            pairs.append((person, 1, person, 2 + fold))
+        for i in range(4):
+            one, other = people[i], people[(i + 1 + fold) % len(people)]
+            lines.append(f"{one}\t2\t{other}\t3")
+            pairs.append((one, 2, other, 3))
+    path.write_text("\n".join(lines) + "\n")
+    return pairs
+
+
+def test_pairs_on_raw_and_on_aligned_photographs_agree(trained: Path, raw: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.txt", raw)
+    how = ["evaluate", "first", "--pairs", str(tmp_path / "pairs.txt"), "-j", "1"]
+    text = ft(trained, *how, "--images", str(raw), "--multi", "largest", "--out", str(tmp_path / "raw")).output
+    assert "were trained on" in text
+    ft(trained, *how, "--images", str(trained / "aligned"), "--out", str(tmp_path / "aligned"))
+    results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("raw", "aligned")]
+    for key in ("accuracy_mean", "accuracies", "auc", "eer", "photographs_without_face"):
+        assert results[0][key] == results[1][key]
+    assert results[0]["same_pairs"] == 8
+
+
+def test_a_photograph_without_a_face_is_counted_and_refused(trained: Path, raw: Path, tmp_path: Path) -> None:
+    import cv2
+    import shutil
+
+    photographs = tmp_path / "photographs"
+    shutil.copytree(raw, photographs)
+    write_pairs(tmp_path / "pairs.txt", raw)
+    first = sorted(folder for folder in photographs.iterdir() if folder.is_dir())[0]
+    cv2.imwrite(str(first / f"{first.name}_0001.jpg"), np.full((250, 250, 3), 128, np.uint8))
+    how = ["evaluate", "first", "--pairs", str(tmp_path / "pairs.txt"), "--images", str(photographs), "-j", "1"]
+    text = ft(trained, *how, "--out", str(tmp_path / "refused")).output
+    assert "have no face that was found" in text
+    refused = json.loads((tmp_path / "refused.json").read_text())
+    assert refused["photographs_without_face"] >= 1
+    assert refused["refused_same_pairs"] >= 1
+    ft(trained, *how, "--no-face", "drop", "--out", str(tmp_path / "dropped"))
+    dropped = json.loads((tmp_path / "dropped.json").read_text())
+    assert dropped["pairs_dropped"] >= 1
+    assert dropped["same_pairs"] + dropped["different_pairs"] == 16 - dropped["pairs_dropped"]
+
+
+def test_crops_of_another_kind_are_refused_by_name(trained: Path, raw: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "imagespec.json").write_text(ImageSpec(size_px=112).to_json())
+    write_pairs(tmp_path / "pairs.txt", raw)
+    how = ["evaluate", "first", "--pairs", str(tmp_path / "pairs.txt"), "--images", str(other)]
+    text = ft(trained, *how, code=2).output
+    assert text.startswith("Error: ")
+    assert "size_px 96 against 112" in text
+
+
+@pytest.mark.parametrize("extra", [["--extra-negatives", "6"], ["--backbone", "nn4.small2", "--augment", "0"]])
+def test_other_settings_train_too(trained: Path, extra: list[str]) -> None:
+    name = extra[0].strip("-")
+    ft(trained, "train", "--name", name, *SMALL, "--epochs", "1", *extra)
+    assert (trained / ".ft" / "runs" / name / "checkpoints" / "epoch-0001.safetensors").is_file()
+
+
+def test_a_configuration_file_is_obeyed(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        'backbone = "iresnet.small"\nembedding_dim = 32\nepochs = 5\nvalidation_pairs = 20\n'
+        "[trainer_args]\npeople = 4\nimages = 2\n"
+    )
+    ft(trained, "train", "--name", "toml", "--config", str(tmp_path / "run.toml"), "--epochs", "1", "--images", "3")
+    config = json.loads((trained / ".ft" / "runs" / "toml" / "config.json").read_text())["config"]
+    assert (config["embedding_dim"], config["epochs"]) == (32, 1)
+    assert config["trainer_args"] == {"people": 4, "images": 3}
+
+
+def test_ctrl_c_and_resume(trained: Path) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "facetrain.cli", "-C", str(trained)]
+    settings = ["--name", "stopped", *SMALL, "--epochs", "40", "--batches-per-epoch", "10"]
+    log = trained / "stopped.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen([*command, "train", *settings], stderr=file, stdout=file, env=environment)
+        metrics = trained / ".ft" / "runs" / "stopped" / "metrics.csv"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") > 2):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, log.read_text()
+    assert "ft train --resume stopped" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert "unfinished" in ft(trained, "status").output
+    text = ft(trained, "train", "--resume", "stopped", "--epochs", "3", code=2).output
+    assert "keeps its settings" in text
+    # Shorten what is left, so that the test ends: the loop reads the run's own configuration.
+    config = trained / ".ft" / "runs" / "stopped" / "config.json"
+    facts = json.loads(config.read_text())
+    done = len(list((config.parent / "checkpoints").glob("epoch-*")))
+    facts["config"]["epochs"] = done + 1
+    config.write_text(json.dumps(facts))
+    ft(trained, "train", "--resume", "stopped")
+    assert (config.parent / "checkpoints" / f"epoch-{done + 1:04d}.safetensors").is_file()
+    assert "has finished" in ft(trained, "train", "--resume", "stopped", code=2).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--name", "first"], "there is a run 'first'"),
+        (["train", "--name", "a/b"], "cannot name a run"),
+        (["train", "--backbone", "iresnet.smal"], "did you mean 'iresnet.small'"),
+        (["train", "--trainer", "triplets"], "did you mean 'triplet'"),
+        (["train", "--trainer", "no.such:thing"], "cannot load no.such:thing"),
+        (["train", "--set", "trainer_args.peple=3"], "takes no 'peple'"),
+        (["train", "--set", "learning_rate=3"], "no setting 'learning_rate'"),
+        (["train", "--set", "lr"], "NAME=VALUE"),
+        (["train", "--lr", "-1"], "lr = -1.0"),
+        (["train", "--margin", "9"], "margin"),
+        (["train", "--people", "1"], "people in a batch: a triplet needs at least 2"),
+        (["train", "--images", "1"], "photographs of a person in a batch"),
+        (["train", "--augment", "9"], "augment"),
+        (["train", "--device", "cuda:77"], "device"),
+        (["train", "--config", "nothing.toml"], "cannot read"),
+        (["train", "--resume", "nobody"], "no run 'nobody'"),
+        (["evaluate", "nobody"], "nobody"),
+        (["evaluate", "--pairs", "x.txt"], "go together"),
+        (["evaluate", "first", "--pairs", "x.txt", "--images", "nowhere"], "x.txt"),
+        (["plot-loss", "nobody"], "no run 'nobody'"),
+    ],
+)
+def test_wrong_use_is_one_line(trained: Path, arguments: list[str], words: str) -> None:
+    result = ft(trained, *arguments, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("Error: ")
+    assert words in lines[0]
+    runs = {path.name for path in (trained / ".ft" / "runs").iterdir()}
+    assert not any(name.startswith("triplet-") for name in runs), "a refused training leaves no run behind"
