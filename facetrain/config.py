@@ -29,11 +29,11 @@ class TrainConfig(BaseModel):
     epochs: int = Field(60, ge=1, description="passes over the training photographs")
     batches_per_epoch: int | None = Field(None, ge=1, description="default: as many as show about every photograph")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0, description="the peak learning rate")
+    lr: float = Field(2e-3, gt=0, description="the peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(1e-4, ge=0, description="on weights; not on biases, norms and PReLU slopes")
+    weight_decay: float = Field(0.05, ge=0, description="on weights; not on biases, norms and PReLU slopes")
     schedule: Literal["one-cycle", "constant"] = Field("one-cycle", description="warm-up, then cosine to zero; or none")
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps in which lr rises to its peak")
+    warmup: float = Field(0.15, ge=0, le=1, description="share of the steps in which lr rises to its peak")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
 
     augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")

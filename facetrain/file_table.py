@@ -8,6 +8,7 @@ none of them. Everything else is hashed again (BLAKE3). st_dev is left out: it i
 from __future__ import annotations
 
 import os
+import stat as stat_modes
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from blake3 import blake3
 
-from facetrain.files import TEMP_PREFIX
+from facetrain.files import TEMP_PREFIX, temp_path
 from facetrain.index import CONTENT, read_table, write_table
 
 RACY_NS = 2_000_000_000  # two seconds: FAT's tick, and room for a file server's clock to differ a little
@@ -91,14 +92,28 @@ def walk(root: Path, suffixes: Collection[str] = PHOTOGRAPHS) -> Listing:
             listing.problems[_shown(path)] = "its name is not UTF-8: rename it"
             continue
         try:
-            listing.photographs[path] = Stat.of(entry.stat())
+            found = entry.stat()
         except OSError as error:
             listing.problems[path] = error.strerror or str(error)
+            continue
+        if stat_modes.S_ISREG(found.st_mode):
+            listing.photographs[path] = Stat.of(found)
+        else:
+            listing.problems[path] = "not a file but a pipe, socket or device"
     listing.photographs = dict(sorted(listing.photographs.items()))
     return listing
 
 
-def _entries(root: Path, folder: str, above: tuple[tuple[int, int], ...], listing: Listing) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def find_photographs(root: Path) -> Iterator[str]:
+    """The paths that `walk` would list, one by one and in no order: for a look at the first few of a large tree."""
+    for folder, entry in _entries(root, "", (), Listing()):
+        if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in PHOTOGRAPHS:
+            yield folder + entry.name
+
+
+def _entries(
+    root: Path, folder: str, above: tuple[tuple[int, int], ...], listing: Listing
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """All files beneath ``folder``; ``above`` are the (device, inode) of the folders on the way down."""
     try:
         here = os.stat(root / folder)
@@ -178,7 +193,7 @@ class FileTable:
 
 def file_system_now_ns(folder: Path) -> int:
     """The time by the clock that stamps files in ``folder`` (a file server's may differ from ours)."""
-    probe = folder / f"{TEMP_PREFIX}clock-{os.getpid()}"
+    probe = temp_path(folder, "clock")
     probe.touch()
     try:
         return probe.stat().st_mtime_ns

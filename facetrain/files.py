@@ -12,16 +12,48 @@ from typing import Any
 TEMP_PREFIX = ".ft-tmp-"
 
 
+def temp_path(folder: Path, name: str) -> Path:
+    """A temporary file of this process's in ``folder``, as `sweep` knows them."""
+    return folder / f"{TEMP_PREFIX}{os.getpid()}-{name}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files right in ``folder`` that processes which are no more have left.
+
+    For whoever has just got the lock under which ``folder`` is written: its own process has none there yet.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.glob(f"{TEMP_PREFIX}*"):
+        pid = path.name[len(TEMP_PREFIX) :].partition("-")[0]
+        if not pid.isdecimal() or int(pid) == os.getpid() or not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # someone else's, but it is there
+    return True
+
+
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it takes ``path``'s place in one step.
 
+    A block that removes its file again leaves the old one in place.
+
     With ``sync`` (the default) the content is on disk before the rename, so a power cut leaves the old file or the
     new one, never half of either. Leave it out for files whose content is checked by hash anyway.
     """
-    temp = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+    temp = temp_path(path.parent, os.urandom(4).hex())
     try:
         yield temp
+        if not temp.exists():
+            return
         if sync:
             with open(temp, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -38,9 +70,15 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
         temp.write_bytes(data)
 
 
+def write_if_changed(path: Path, data: bytes) -> None:
+    """The same, but a file that holds ``data`` already is left alone, and its time with it."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all; keys keep their order."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write ``value`` as indented JSON, whole or not at all, unless it is there already; keys keep their order."""
+    write_if_changed(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def fsync_folder(folder: Path) -> None:

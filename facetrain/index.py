@@ -59,12 +59,17 @@ STATUSES = {
 
 
 def write_table(path: Path, table: pa.Table) -> str:
-    """Write an Arrow IPC file, whole or not at all; return its fingerprint (BLAKE3, hex)."""
+    """Write an Arrow IPC file, whole or not at all; return its fingerprint (BLAKE3, hex).
+
+    A file that holds the same already is left alone, and its time with it.
+    """
     with replacing(path) as temp:
         with pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks(), max_chunksize=1 << 20)
         fingerprint = file_fingerprint(temp)
-    assert fingerprint is not None
+        assert fingerprint is not None
+        if file_fingerprint(path) == fingerprint:
+            temp.unlink()
     return fingerprint
 
 

@@ -1,14 +1,14 @@
-"""Worker processes that leave no trace: they ignore Ctrl-C, which is the parent's to handle, and end with it."""
+"""Worker processes that leave no trace: deaf to Ctrl-C, which is the parent's to handle, and gone when it is."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -29,21 +29,31 @@ def default_jobs() -> int:
 
 def process_pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
     """Fresh processes (not forks, which would inherit threads and locks), one thread each in BLAS and OpenMP."""
-    return concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in, initargs=(os.getpid(),)
-    )
+    multiprocessing.resource_tracker.ensure_running()  # which lets go of SIGINT: now, not in the middle of a submit
+    return _Pool(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
 
 
-def _settle_in(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Pool(concurrent.futures.ProcessPoolExecutor):
+    def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        # Processes are started here. They inherit the blocked signal, so that Ctrl-C, which a terminal sends to all
+        # of them, cannot end one that is still importing; ours is delivered on the way out.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _settle_in() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # read when NumPy is first imported, which the first task does
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # returns at once when the parent ends, killed or not: the kernel closes its end of a pipe
     os._exit(1)
 
 

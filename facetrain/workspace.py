@@ -29,7 +29,7 @@ from blake3 import blake3
 
 from facetrain import __version__
 from facetrain.errors import Locked, MissingStage, UserError
-from facetrain.files import write_json
+from facetrain.files import sweep, write_json
 
 FORMAT = 1
 FOLDER = ".ft"
@@ -56,21 +56,18 @@ class Dataset:
         self.workspace = workspace
         self.folder = folder
         try:
-            paths = json.loads((folder / "dataset.json").read_text())
-        except (OSError, ValueError) as error:
+            paths = dict(json.loads((folder / "dataset.json").read_text()))
+            self.raw = Path(os.path.normpath(workspace.root / paths["raw"]))
+            self.aligned = Path(os.path.normpath(workspace.root / paths["aligned"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder} is no dataset of this workspace ({error}): run `ft align` again") from None
-        self.raw = Path(os.path.normpath(workspace.root / paths["raw"]))
-        self.aligned = Path(os.path.normpath(workspace.root / paths["aligned"]))
 
     def record(self, stage: str) -> StageRecord | None:
-        """The stage's record, or None when it has not run."""
-        path = self.folder / "stages" / f"{stage}.json"
+        """The stage's record; None when it has not run, or when the record is damaged, so that it must run again."""
         try:
-            return StageRecord(**json.loads(path.read_text()))
-        except FileNotFoundError:
+            return StageRecord(**json.loads((self.folder / "stages" / f"{stage}.json").read_text()))
+        except (FileNotFoundError, TypeError, ValueError):
             return None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): run `ft {stage}` again") from None
 
     def write_record(self, record: StageRecord) -> None:
         """Write the stage's record, in place of an older one."""
@@ -93,7 +90,7 @@ class Workspace:
     def find(cls, start: Path | None = None, *, create: bool = False) -> Workspace:
         """The workspace of ``start`` (default: FT_WORKSPACE, else the working directory) or of a folder above it.
 
-        With ``create`` a new one is made in ``start`` when there is none. Raises MissingStage when there is none.
+        When there is none, MissingStage is raised; with ``create`` it is one of ``start`` that `create` can make.
         """
         named = start or (Path(os.environ["FT_WORKSPACE"]) if os.environ.get("FT_WORKSPACE") else None)
         here = (named or Path.cwd()).resolve()
@@ -106,14 +103,17 @@ class Workspace:
                 return cls(folder)._checked()
         if not create:
             raise MissingStage(f"no facetrain workspace in {here}: run `ft align RAW ALIGNED` first")
-        workspace = cls(here)
+        return cls(here)
+
+    def create(self) -> None:
+        """Make the .ft/ folder unless it is there."""
+        if (self.folder / "workspace.json").is_file():
+            return
         try:
-            workspace.folder.mkdir(exist_ok=True)
-            (workspace.folder / "datasets").mkdir(exist_ok=True)
-            write_json(workspace.folder / "workspace.json", {"format": FORMAT, "current": None})
+            (self.folder / "datasets").mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "workspace.json", {"format": FORMAT, "current": None})
         except OSError as error:
-            raise UserError(f"cannot make a workspace in {here} ({error.strerror}): use -C DIR") from None
-        return workspace
+            raise UserError(f"cannot make a workspace in {self.root} ({error.strerror}): use -C DIR") from None
 
     def _checked(self) -> Workspace:
         found = self._state().get("format")
@@ -124,24 +124,25 @@ class Workspace:
     def _state(self) -> dict[str, Any]:
         path = self.folder / "workspace.json"
         try:
-            state: dict[str, Any] = json.loads(path.read_text())
-        except ValueError:
+            state: dict[str, Any] = dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError):
             raise UserError(f"{path} is damaged: remove it and run `ft align` again (nothing is lost)") from None
         return state
 
     # -- datasets ------------------------------------------------------------------------------------------------
 
     def add_dataset(self, raw: Path, aligned: Path) -> Dataset:
-        """The dataset of this aligned tree, made known if it is new, and made the current one."""
+        """The dataset of this aligned tree, made known if it is new."""
         folder = self.folder / "datasets" / self._dataset_id(aligned)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {"raw": self._portable(raw), "aligned": self._portable(aligned)}
-        state = folder / "dataset.json"
-        if not state.is_file() or json.loads(state.read_text()) != paths:
-            write_json(state, paths)
-        if self._state().get("current") != folder.name:
-            write_json(self.folder / "workspace.json", {"format": FORMAT, "current": folder.name})
+        write_json(folder / "dataset.json", {"raw": self._portable(raw), "aligned": self._portable(aligned)})
         return Dataset(self, folder)
+
+    def make_current(self, dataset: Dataset) -> None:
+        """Let it be the dataset of commands that name none."""
+        write_json(self.folder / "workspace.json", {"format": FORMAT, "current": dataset.folder.name})
 
     def dataset(self, aligned: Path | None = None) -> Dataset:
         """The dataset of this aligned tree, or the current one."""
@@ -170,6 +171,8 @@ class Workspace:
     def _portable(self, path: Path) -> str:
         """Relative to the workspace where it lies beneath it, so that the whole folder can be moved."""
         path = Path(os.path.abspath(path))
+        if not path.is_relative_to(self.root):
+            path = path.parent.resolve() / path.name  # the way here may lead over a link, as the root's may have
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     # -- runs ----------------------------------------------------------------------------------------------------
@@ -195,6 +198,10 @@ class Workspace:
     def lock(self) -> Iterator[None]:
         """Hold the writer's lock; Locked, naming the holder, when another process has it. Readers need none."""
         with locked(self.folder / "lock", "this workspace"):
+            sweep(self.folder)  # what commands that were killed have left
+            for place in ("cache", "datasets/*", "datasets/*/stages", "evaluate/*"):
+                for folder in self.folder.glob(place):
+                    sweep(folder)
             yield
 
 

@@ -107,9 +107,18 @@ def test_iresnet_18_and_34_have_the_published_number_of_parameters(depths, publi
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("stem_stride", "size_px"), [(1, 33), (2, 33), (2, 36)])
-def test_iresnet_is_general(activation: str, stem_stride: int, size_px: int) -> None:
-    net = IResNet((1, 2), (8, 8, 16), 5, size_px, stem_stride=stem_stride, activation=activation, dropout=0.1)
+@pytest.mark.parametrize(("stem_stride", "stem_kernel_px", "size_px"), [(1, 3, 33), (2, 3, 36), (3, 5, 32)])
+def test_iresnet_is_general(activation: str, stem_stride: int, stem_kernel_px: int, size_px: int) -> None:
+    net = IResNet(
+        (1, 2),
+        (8, 8, 16),
+        embedding_dim=5,
+        size_px=size_px,
+        stem_stride=stem_stride,
+        stem_kernel_px=stem_kernel_px,
+        activation=activation,
+        dropout=0.1,
+    )
     assert net.train()(random_images(3, size_px)).shape == (3, 5)
 
 

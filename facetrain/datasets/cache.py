@@ -100,7 +100,8 @@ def build_cache(
     leaves = [plan.slice(start, length) for start, length in _runs(plan["leaf"].to_numpy())]
     missing = [leaf for leaf in leaves if not (shard_folder / _name(spec, leaf)).is_file()]
     on_start(sum(pc.sum(pc.invert(pc.is_in(leaf["content"], old.contents))).as_py() or 0 for leaf in missing))
-    parts, names = [], []
+    parts: list[pa.Table] = []
+    names: list[str] = []
     for leaf in leaves:
         leaf, name = builder.build(leaf)
         if leaf.num_rows:
@@ -191,10 +192,14 @@ class _Undecodable:
 
 def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
     """The crops known to be undecodable, without those that are gone or have another content now."""
-    known = [] if index.undecodable is None else [tuple(row.values()) for row in index.undecodable.to_pylist()]
-    there = set(files["content"].to_pylist()) if known else set()
-    undecodable = _Undecodable(index.folder / "undecodable.arrow", [row for row in known if row[1] in there])
-    if len(undecodable.rows) < len(known):
+    path, known = index.folder / "undecodable.arrow", index.undecodable
+    if known is None or known.num_rows == 0:
+        return _Undecodable(path, [])
+    row = pc.index_in(known["path"], index.rows["path"].combine_chunks())
+    position = pc.index_in(index.rows["aligned"].take(row), files["aligned"].combine_chunks())
+    still = pc.equal(known["content"], files["content"].take(position)).fill_null(False)
+    undecodable = _Undecodable(path, [tuple(row.values()) for row in known.filter(still).to_pylist()])
+    if len(undecodable.rows) < known.num_rows:
         undecodable.save()
     return undecodable
 
@@ -274,7 +279,10 @@ class _Builder:
             return leaf, name
         images, bad = self._pixels(leaf.filter(pa.array(_first_of_each(leaf))))
         if bad:
-            leaf = leaf.filter(pc.invert(pc.is_in(leaf["content"], pa.array(sorted(bad), CONTENT))))
+            has_pixels = pc.invert(pc.is_in(leaf["content"], pa.array(sorted(bad), CONTENT)))
+            without = leaf.filter(pc.invert(has_pixels)).select(["path", "content"]).to_pylist()
+            self.undecodable.add([(row["path"], row["content"], bad[row["content"]]) for row in without])
+            leaf = leaf.filter(has_pixels)
             if not leaf.num_rows:
                 return leaf, ""
             name = _name(self.spec, leaf)
@@ -285,8 +293,8 @@ class _Builder:
             self.written += 1
         return leaf, name
 
-    def _pixels(self, rows: pa.Table) -> tuple[np.ndarray, set[bytes]]:
-        """uint8 [n, H, W, 3] of the rows that have pixels, in order, and the contents that have none."""
+    def _pixels(self, rows: pa.Table) -> tuple[np.ndarray, dict[bytes, str]]:
+        """uint8 [n, H, W, 3] of the rows that have pixels, in order, and why the other contents have none."""
         size = self.spec.size_px
         images = np.empty((rows.num_rows, size, size, 3), np.uint8)
         where = pc.index_in(rows["content"], self.old.contents).to_numpy(zero_copy_only=False)
@@ -300,22 +308,22 @@ class _Builder:
         self.copied += len(known)
 
         todo = np.setdiff1d(np.arange(rows.num_rows), known)
-        crops, contents, paths = (rows[name].take(pa.array(todo)).to_pylist() for name in ("aligned", "content", "path"))
-        bad = np.zeros(rows.num_rows, bool)
+        crops, contents = (rows[name].take(pa.array(todo)).to_pylist() for name in ("aligned", "content"))
+        reasons: dict[bytes, str] = {}
+        there = np.ones(rows.num_rows, bool)
         step = 1024
         for start in range(0, len(todo), step):
             part = slice(start, start + step)
             encoded = [self._read(crop, content) for crop, content in zip(crops[part], contents[part], strict=True)]
             out = np.empty((len(encoded), size, size, 3), np.uint8)
-            failed = self.decoder.decode(encoded, out)
-            if failed:
-                self.undecodable.add([(paths[start + i], contents[start + i], why) for i, why in failed.items()])
-                bad[todo[start + np.array(list(failed))]] = True
+            for i, why in self.decoder.decode(encoded, out).items():
+                reasons[contents[start + i]] = why
+                there[todo[start + i]] = False
             images[todo[part]] = out
             self.decoded += len(encoded)
             self.bytes += out.nbytes
             self.on_progress(len(encoded), self.bytes)
-        return images[~bad], {contents[i] for i in np.flatnonzero(bad[todo])}
+        return images[there], reasons
 
     def _read(self, crop: str, content: bytes) -> np.ndarray:
         data = (self.aligned / crop).read_bytes()

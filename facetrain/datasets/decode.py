@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Decoder:
 
     def __init__(self, size_px: int, threads: int) -> None:
         self.size_px, self.threads = size_px, threads
-        self._pipeline = None
+        self._pipeline: Any = None
 
     def decode(self, encoded: Sequence[np.ndarray], out: np.ndarray) -> dict[int, str]:
         """Decode uint8 byte arrays into ``out``, uint8 [n, size_px, size_px, 3].
@@ -47,11 +48,11 @@ class Decoder:
         (images,) = self._pipeline.run()
         return [np.asarray(images[i]) for i in range(len(images))]
 
-    def _build(self):  # type: ignore[no-untyped-def]  # DALI's types are not public
+    def _build(self) -> Any:  # DALI's types are not public
         from nvidia.dali import fn, pipeline_def, types
 
-        @pipeline_def(batch_size=BATCH, num_threads=self.threads, device_id=None, prefetch_queue_depth=1)
-        def pipeline():  # type: ignore[no-untyped-def]
+        @pipeline_def(batch_size=BATCH, num_threads=self.threads, device_id=None, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
+        def pipeline() -> Any:
             encoded = fn.external_source(name="encoded", device="cpu", no_copy=True, dtype=types.UINT8, ndim=1)
             return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from facetrain.datasets.cache import CacheReport, build_cache
 from facetrain.errors import MissingStage, UserError
 from facetrain.index import Index, count_people, file_fingerprint, read_index
-from facetrain.preprocess.align_tree import AlignReport, align_tree
+from facetrain.preprocess.align_tree import AlignReport, align_tree, check_folders
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.preprocess.export_tree import export_tree as write_tree
 from facetrain.preprocess.prune import prune as enough_photographs
@@ -24,7 +24,9 @@ from facetrain.workspace import Dataset, StageRecord, Workspace
 def align(
     workspace: Workspace, raw: Path, aligned: Path, settings: AlignSettings, *, jobs: int, redo: bool
 ) -> AlignReport:
-    """Align a tree and make it the workspace's current dataset."""
+    """Align a tree and make it the workspace's current dataset; a mistake in the request writes nothing."""
+    check_folders(raw, aligned)
+    workspace.create()
     with workspace.lock():
         dataset = _dataset_for(workspace, raw, aligned)
         with Progress("aligning", "photographs") as bar:
@@ -43,17 +45,12 @@ def align(
         )
         if report.looked_at or (old := dataset.record("align")) is None or old.output != report.fingerprint:
             dataset.write_record(record)
+        workspace.make_current(dataset)
         return report
 
 
 def _dataset_for(workspace: Workspace, raw: Path, aligned: Path) -> Dataset:
     """The dataset of these trees; refuses to mix the crops of two trees of photographs."""
-    if not raw.is_dir():  # before anything is written
-        raise UserError(
-            f"{raw} is a file: name the folder that holds one folder of photographs per person"
-            if raw.exists()
-            else f"no folder {raw}: name the folder that holds one folder of photographs per person"
-        )
     try:
         known = workspace.dataset(aligned).raw
     except UserError:
@@ -72,7 +69,7 @@ class People:
 
     @classmethod
     def count(cls, index: Index, mask: object) -> People:
-        return cls(*count_people(index.rows, mask))  # type: ignore[arg-type]
+        return cls(*count_people(index.rows, mask))
 
 
 def prune(workspace: Workspace, aligned: Path | None, min_photographs: int, *, dry_run: bool) -> tuple[People, People]:

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from facetrain.errors import SpecMismatch, UserError
-from facetrain.file_table import FileTable, Known, Listing, Stat, file_system_now_ns, walk
-from facetrain.files import write_bytes
-from facetrain.image_spec import ImageSpec
-from facetrain.index import ALIGNED, ROWS, STATUSES, file_fingerprint, read_table, write_table
-from facetrain.preprocess.aligner import AlignSettings, Outcome, Task, align_block, identity_of
+from facetrain.file_table import FileTable, Known, Listing, Stat, file_system_now_ns, find_photographs, walk
+from facetrain.files import write_if_changed
+from facetrain.image_spec import FORMATS, ImageSpec
+from facetrain.index import ALIGNED, ROWS, STATUSES, read_table, write_table
+from facetrain.preprocess.aligner import AlignSettings, Outcome, Task, align_block, crop_path, identity_of
 from facetrain.workers import process_pool, unordered
 
 BLOCK = 32  # photographs per task: enough to make the models' cache misses rare, few enough to spread evenly
@@ -58,16 +58,20 @@ def align_tree(
 ) -> AlignReport:
     """Bring ``aligned`` and the index in ``store`` up to date with ``raw``.
 
-    ``only`` restricts the work to these paths (and then nothing is marked missing). ``redo`` allows settings other
-    than those of the crops that are there, and makes them all again. Raises UserError for folders that cannot serve,
-    SpecMismatch when the settings differ and ``redo`` is not given.
+    ``only`` restricts the work to these paths. ``redo`` allows settings other than those of the crops that are there,
+    and makes them all again. Raises UserError for folders that cannot serve, SpecMismatch when the settings differ and
+    ``redo`` is not given.
     """
     started = time.monotonic()
     listing = _list(raw, aligned, only)
-    journal = Journal(store / "journal.jsonl", settings)
-    rows = {} if redo else _previous_rows(store, aligned, settings)
+    journal = Journal(store / "journal.jsonl", settings, redo)
+    rows = _previous_rows(store)
+    if redo:
+        rows = {path: _without_face(row) for path, row in rows.items() if path not in listing.photographs}
+    elif rows:
+        _require_same_settings(_previous_settings(store), settings, str(aligned))
     raw_files, crop_files = FileTable(store / "raw.files.arrow"), FileTable(store / "crops.files.arrow")
-    for outcome, hashed_ns in journal.replay(discard=redo):
+    for outcome, hashed_ns in journal.replay():
         rows[outcome.path] = outcome
         if outcome.stat is not None and outcome.content is not None:
             raw_files.known[outcome.path] = Known(outcome.stat, hashed_ns, outcome.content)
@@ -96,6 +100,8 @@ def align_tree(
                     outcome = known_row
                 else:
                     looked_at += 1
+                    if outcome.size_bytes is None:  # it could not be opened
+                        outcome.size_bytes = listing.photographs[outcome.path].size_bytes
                 rows[outcome.path] = outcome
                 if outcome.stat is not None and outcome.content is not None:
                     raw_files.known[outcome.path] = Known(outcome.stat, journal.now_ns, outcome.content)
@@ -103,8 +109,13 @@ def align_tree(
             on_progress(len(block_rows))
 
     for path, problem in listing.problems.items():
-        rows[path] = Outcome(path, "unreadable", problem)
-    disappeared = 0 if only is not None else _mark_missing(rows, listing)
+        before = rows.get(path)
+        rows[path] = Outcome(path, "unreadable", problem, size_bytes=before.size_bytes if before else None)
+        if before is not None and before.aligned is not None:
+            (aligned / before.aligned).unlink(missing_ok=True)
+    disappeared = _mark_missing(rows, listing, only)
+    if redo:
+        _remove_other_crops(aligned, rows)
     fingerprint = _write_rows(store, rows, settings)
     raw_files.known = {path: raw_files.known[path] for path in rows if path in raw_files.known}
     raw_files.save()
@@ -122,7 +133,8 @@ def align_tree(
     )
 
 
-def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
+def check_folders(raw: Path, aligned: Path) -> None:
+    """Raise UserError unless ``raw`` holds folders with photographs and ``aligned`` can be another folder; quick."""
     if not raw.exists():
         raise UserError(f"no folder {raw}: name the folder that holds one folder of photographs per person")
     if not raw.is_dir():
@@ -130,18 +142,36 @@ def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
     if aligned.exists() and not aligned.is_dir():
         raise UserError(f"{aligned} is a file: name a folder for the crops")
     inside = os.path.realpath(aligned), os.path.realpath(raw)
-    if os.path.commonpath(inside) in inside:
-        raise UserError(f"{aligned} and {raw} must not be the same or lie in each other: name another folder for the crops")
+    if os.path.commonpath(inside) in inside and not _is_hidden(*inside):
+        raise UserError(
+            f"{aligned} and {raw} must not be the same or lie in each other: name another folder for the crops"
+        )
+    if not os.access(raw, os.R_OK | os.X_OK):
+        raise UserError(f"the folder {raw} cannot be read: its permissions forbid it")
+    loose = False
+    for path in find_photographs(raw):
+        if identity_of(path) is not None:
+            return
+        loose = True
+    if loose:
+        raise UserError(f"the photographs lie right in {raw}: put those of each person into a folder of their own")
+    raise UserError(
+        f"no photographs in {raw}: it must hold a folder per person with .jpg, .png, .webp, .bmp or .tiff files"
+    )
+
+
+def _is_hidden(folder: str, root: str) -> bool:
+    """True when a walk through ``root`` passes ``folder`` over, for a name that begins with a dot."""
+    below = os.path.relpath(folder, root).split(os.sep)
+    return below[0] != os.pardir and below != [os.curdir] and any(name.startswith(".") for name in below)
+
+
+def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
+    check_folders(raw, aligned)
     listing = walk(raw)
     if only is not None:
         listing.photographs = {path: stat for path, stat in listing.photographs.items() if path in only}
         listing.problems = {}
-    if not listing.photographs:
-        raise UserError(
-            f"no photographs in {raw}: it must hold a folder per person with .jpg, .png, .webp, .bmp or .tiff files"
-        )
-    if only is None and all(identity_of(path) is None for path in listing.photographs):
-        raise UserError(f"the photographs lie right in {raw}: put those of each person into a folder of their own")
     try:
         aligned.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,15 +197,23 @@ def _in_workers(
 # -- what was there before -------------------------------------------------------------------------------------------
 
 
-def _previous_rows(store: Path, aligned: Path, settings: AlignSettings) -> dict[str, Outcome]:
+def _previous_rows(store: Path) -> dict[str, Outcome]:
     path = store / "rows.arrow"
     if not path.is_file():
         return {}
     table = read_table(path)
-    _require_same_settings(json.loads(table.schema.metadata[b"settings"]), settings, str(aligned))
     columns = [table[name].to_pylist() for name in _ROW_FIELDS]
     rows = (Outcome(**dict(zip(_ROW_FIELDS, values, strict=True))) for values in zip(*columns, strict=True))
     return {row.path: row for row in rows}
+
+
+def _previous_settings(store: Path) -> dict[str, Any]:
+    return json.loads(read_table(store / "rows.arrow").schema.metadata[b"settings"])
+
+
+def _without_face(row: Outcome) -> Outcome:
+    """The row of a photograph that is not there to be aligned with the new settings."""
+    return Outcome(row.path, row.status, row.reason, row.content, row.size_bytes)
 
 
 def _require_same_settings(there: dict[str, Any], settings: AlignSettings, where: str) -> None:
@@ -203,12 +241,33 @@ def _intact_crops(aligned: Path, crop_files: FileTable) -> dict[str | None, byte
     return {None: None, **{path: known.content for path, known in crop_files.known.items()}}
 
 
-def _mark_missing(rows: dict[str, Outcome], listing: Listing) -> int:
-    gone = [row for path, row in rows.items() if path not in listing.photographs and path not in listing.problems]
-    fresh = [row for row in gone if row.status != "missing"]
-    for row in fresh:
+def _mark_missing(rows: dict[str, Outcome], listing: Listing, only: Collection[str] | None) -> int:
+    """Mark the rows of photographs that are gone; return how many were there before."""
+    fresh = 0
+    for path, row in list(rows.items()):
+        if path in listing.photographs or path in listing.problems or (only is not None and path not in only):
+            continue
+        if row.size_bytes is None:  # no photograph, but a folder or link that could not be followed, and now is gone
+            del rows[path]
+            continue
+        fresh += row.status != "missing"
         row.status, row.reason = "missing", "no longer in RAW"
-    return len(fresh)
+        folder = next((above for above in _folders_above(path) if above in listing.problems), None)
+        if folder is not None:
+            row.reason = f"its folder could not be entered: {listing.problems[folder]}"
+    return fresh
+
+
+def _remove_other_crops(aligned: Path, rows: dict[str, Outcome]) -> None:
+    """Remove the crops that these photographs may have with other settings."""
+    current = {row.aligned for row in rows.values()}
+    for crop in {crop_path(path, image_format) for path in rows for image_format in FORMATS} - current:
+        (aligned / crop).unlink(missing_ok=True)
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
@@ -218,19 +277,11 @@ def _write_rows(store: Path, rows: dict[str, Outcome], settings: AlignSettings) 
     metadata = {"image_spec": settings.spec.to_json(), "settings": json.dumps(settings.to_dict(), sort_keys=True)}
     ordered = [rows[path] for path in sorted(rows)]
     arrays = [pa.array([getattr(row, f.name) for row in ordered], f.type) for f in ROWS]
-    temp = store / "rows.new.arrow"
-    fingerprint = write_table(temp, pa.table(arrays, schema=ROWS.with_metadata(metadata)))
-    if file_fingerprint(store / "rows.arrow") == fingerprint:
-        temp.unlink()  # nothing has changed: leave the file, and its time, alone
-    else:
-        os.replace(temp, store / "rows.arrow")
-    return fingerprint
+    return write_table(store / "rows.arrow", pa.table(arrays, schema=ROWS.with_metadata(metadata)))
 
 
 def _write_spec(aligned: Path, spec: ImageSpec) -> None:
-    path, text = aligned / SPEC_FILE, spec.to_json() + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_bytes(path, text.encode())
+    write_if_changed(aligned / SPEC_FILE, (spec.to_json() + "\n").encode())
 
 
 def _write_rejected(store: Path, rows: dict[str, Outcome]) -> Path:
@@ -242,7 +293,7 @@ def _write_rejected(store: Path, rows: dict[str, Outcome]) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "status", "reason"])
     writer.writerows([r.path, r.status, r.reason] for _, r in sorted(rows.items()) if r.status != ALIGNED)
-    write_bytes(store / "rejected.csv", text.getvalue().encode())
+    write_if_changed(store / "rejected.csv", text.getvalue().encode())
     return store / "rejected.csv"
 
 
@@ -259,26 +310,39 @@ def _counts(rows: Iterable[Outcome]) -> dict[str, int]:
 class Journal:
     """Rows of an align that has not ended, one JSON line each; a torn last line is what a kill leaves, and no harm."""
 
-    def __init__(self, path: Path, settings: AlignSettings) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: AlignSettings, redo: bool) -> None:
+        self.path, self.settings, self.redo = path, settings, redo
         self.now_ns = 0
 
-    def replay(self, *, discard: bool) -> Iterator[tuple[Outcome, int]]:
-        """The rows of earlier, unfinished runs, with the time just before they were read from."""
-        if discard:
-            self.path.unlink(missing_ok=True)
+    def replay(self) -> Iterator[tuple[Outcome, int]]:
+        """The rows of earlier, unfinished runs, with the time just before they were read from.
+
+        A redo goes on with the rows of an earlier redo with the same settings, and with no others.
+        """
+        ours = False
+        for entry in self._entries():
+            if "settings" in entry:
+                if self.redo:
+                    ours = entry["redo"] and entry["settings"] == self.settings.to_dict()
+                else:
+                    _require_same_settings(entry["settings"], self.settings, "the interrupted run")
+                    ours = True
+                self.now_ns = entry["now_ns"]
+            elif ours:
+                yield _from_json(entry), self.now_ns
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
         if not self.path.is_file():
             return
-        with open(self.path, encoding="utf-8") as lines:
+        with open(self.path, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 if not line.endswith("\n"):
                     return
-                entry = json.loads(line)
-                if "settings" in entry:
-                    _require_same_settings(entry["settings"], self.settings, "the interrupted run")
-                    self.now_ns = entry["now_ns"]
-                else:
-                    yield _from_json(entry), self.now_ns
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # a disk's doing, not ours: what follows is simply done again
+                    return
+                yield entry
 
     def open(self, now_ns: int) -> _Appender:
         """Begin a new part; ``now_ns`` is the file system's time before the first photograph is read."""
@@ -296,7 +360,11 @@ class _Appender:
     def __enter__(self) -> Callable[[Iterable[Outcome]], None]:
         self._drop_torn_line()
         self.handle = open(self.journal.path, "a", encoding="utf-8")
-        header = {"settings": self.journal.settings.to_dict(), "now_ns": self.journal.now_ns}
+        header = {
+            "settings": self.journal.settings.to_dict(),
+            "redo": self.journal.redo,
+            "now_ns": self.journal.now_ns,
+        }
         self.handle.write(json.dumps(header) + "\n")
         return self._append
 

@@ -155,6 +155,8 @@ def _read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
 
 
 def _align_group(aligned: Path, settings: AlignSettings, group: Sequence[tuple[Outcome, np.ndarray]]) -> None:
+    if not group:
+        return
     detect, predict = models(settings.spec.detector, settings.spec.predictor)
     found = [detect(image) for _, image in group]
     for (outcome, image), boxes in zip(group, found, strict=True):

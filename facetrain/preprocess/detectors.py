@@ -32,8 +32,10 @@ class HogDetector:
         if min(small.shape[:2]) < 2:
             return []
         found = self._detect(small, 0) or self._detect(small, 1)
-        sides = ((face.left(), face.top(), face.right(), face.bottom()) for face in found)
-        return [tuple(round(side / scale) for side in box) for box in sides]  # type: ignore[misc]
+        return [
+            (round(f.left() / scale), round(f.top() / scale), round(f.right() / scale), round(f.bottom() / scale))
+            for f in found
+        ]
 
 
 class LandmarkPredictor:

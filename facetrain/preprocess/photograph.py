@@ -10,9 +10,16 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 200_000_000  # larger is taken for a decompression bomb
+# What may lie behind the suffixes that we look at. Pillow knows more, and hands PostScript to another program.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
+    if name in Image.OPEN
+]
 
 
 class Unreadable(Exception):
@@ -22,7 +29,8 @@ class Unreadable(Exception):
 def read_photograph(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an encoded photograph to uint8 RGB [height, width, 3], EXIF orientation applied.
 
-    Transparent parts are laid on white; of an animation the first frame is taken; 16-bit grey is scaled to 8.
+    Transparent parts are laid on white; of an animation the first frame is taken; grey of 16 bits, or as floats, is
+    scaled to 8 bits.
     Raises Unreadable with the reason.
     """
     if not data:
@@ -30,14 +38,14 @@ def read_photograph(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below; odd EXIF blocks are no concern of ours
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise Unreadable(f"{width}×{height} is over the limit of {max_pixels:,} pixels")
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Unreadable:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Unreadable("no image format that we know") from None
     except Image.DecompressionBombError as error:
         raise Unreadable(str(error)) from None
@@ -49,8 +57,9 @@ def read_photograph(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        brightest = values.max(initial=0)
+        top = 1.0 if image.mode == "F" and brightest <= 1 else 255.0 if brightest <= 255 else 65535.0
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -68,12 +68,10 @@ def _validation_images(
     words = np.frombuffer(digests.buffers()[1], "<u8", count=4 * (len(digests) + digests.offset))
     hashes = _mix(words.reshape(-1, 4)[digests.offset :, 0] ^ np.uint64(int.from_bytes(blake3(b"%d" % seed).digest(8))))
     chosen = hashes < _threshold(ratio)
-    # The photograph with a person's highest hash is always for training.
-    order = np.lexsort((hashes, person))
-    order = order[keep[order]]
-    last = np.append(person[order][1:] != person[order][:-1], True)
-    chosen[order[last]] = False
-    return chosen
+    # The photograph with a person's highest hash is always for training, and so are all copies of it.
+    highest = np.zeros(person.max() + 1, np.uint64)
+    np.maximum.at(highest, person[keep], hashes[keep])
+    return chosen & (hashes != highest[person])
 
 
 def _threshold(ratio: float) -> np.uint64:

@@ -20,7 +20,7 @@ def build_optimiser(config: TrainConfig, *modules: nn.Module) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
 
 
 def lr_at(config: TrainConfig, step: int, total_steps: int) -> float:

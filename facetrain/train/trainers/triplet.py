@@ -34,8 +34,8 @@ class TripletTrainer(Trainer):
         embedding_dim: int,
         *,
         margin: float = 0.2,
-        people: int = 45,
-        images: int = 4,
+        people: int = 32,
+        images: int = 8,
         extra_negatives: int = 0,
     ) -> None:
         super().__init__()

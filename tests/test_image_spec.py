@@ -1,0 +1,79 @@
+"""ImageSpec: what it accepts, how it travels, how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from facetrain import cli
+from facetrain.errors import SpecMismatch, UserError
+from facetrain.image_spec import LANDMARK_SETS, ImageSpec, require_same
+
+OTHERS = {
+    "size_px": 112,
+    "landmarks": "outer-eyes-nose",
+    "predictor": 68,
+    "detector": "other",
+    "format": "png",
+    "quality": 90,
+    "channels": "BGR",
+    "subtract": 0.0,
+    "divide": 255.0,
+}
+
+
+def test_others_names_every_field() -> None:
+    assert set(OTHERS) == {field.name for field in dataclasses.fields(ImageSpec)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_field_counts(name: str) -> None:
+    spec, other = ImageSpec(), ImageSpec(**{name: OTHERS[name]})
+    assert ImageSpec.from_json(other.to_json()) == other
+    assert other.to_json() != spec.to_json()
+    with pytest.raises(SpecMismatch, match=rf"^A and B hold .*{name} {getattr(spec, name)} against {OTHERS[name]}") as e:
+        require_same(spec, "A", other, "B")
+    assert "\n" not in str(e.value)
+
+
+def test_equal_specs_pass() -> None:
+    require_same(ImageSpec(), "A", ImageSpec.from_json(ImageSpec().to_json()), "B")
+    assert ImageSpec().differences(ImageSpec()) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"landmarks": "ears"}, "unknown landmark set 'ears': choose one of inner-eyes-bottom-lip, outer-eyes-nose"),
+        ({"predictor": 12}, "choose 5 or 68"),
+        ({"landmarks": "inner-eyes-bottom-lip", "predictor": 5}, "needs points that only --predictor 68 finds"),
+        ({"size_px": 15}, "choose a size from 16 to 1024"),
+        ({"size_px": 1025}, "choose a size from 16 to 1024"),
+        ({"format": "gif"}, "choose jpg or png"),
+        ({"quality": 0}, "choose 1 to 100"),
+        ({"quality": 101}, "choose 1 to 100"),
+    ],
+)
+def test_what_it_refuses(wrong: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ImageSpec(**wrong)
+
+
+def test_a_spec_of_another_version() -> None:
+    fields = json.loads(ImageSpec().to_json()) | {"mood": "happy"}
+    with pytest.raises(UserError, match=r"another version of facetrain.*align again"):
+        ImageSpec.from_json(json.dumps(fields))
+
+
+def test_templates_scale_with_the_crop() -> None:
+    for name in LANDMARK_SETS:
+        small, large = (ImageSpec(size_px=size, landmarks=name, predictor=68).template_px for size in (50, 100))
+        np.testing.assert_allclose(2 * np.array(small), large)
+
+
+def test_the_command_line_knows_the_landmark_sets() -> None:
+    """cli.py has them by heart, so that `ft --help` need not import them."""
+    assert set(cli.LANDMARK_SETS) == set(LANDMARK_SETS)

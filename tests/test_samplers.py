@@ -1,0 +1,147 @@
+"""Who is in a batch: everyone in turn, nobody twice, the same at every run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facetrain.datasets.samplers import Draw, PeopleSampler
+from facetrain.errors import UserError
+
+COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=30).filter(lambda counts: sum(c >= 2 for c in counts) >= 2)
+
+
+def labels_of(counts: list[int], seed: int = 0) -> np.ndarray:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).permutation(labels)
+
+
+def sampler_of(labels: np.ndarray, people: int = 4, images: int = 3, **options: int) -> PeopleSampler:
+    return PeopleSampler(labels, people_per_batch=people, images_per_person=images, **{"seed": 0} | options)
+
+
+@settings(max_examples=80, deadline=None)
+@given(COUNTS, st.integers(2, 12), st.integers(2, 6), st.integers(0, 3))
+def test_every_batch(counts: list[int], people: int, images: int, epoch: int) -> None:
+    labels = labels_of(counts)
+    sampler = sampler_of(labels, people, images, batches_per_epoch=7)
+    assert len(sampler) == 7
+    able = sum(count >= 2 for count in counts)
+    draws = list(sampler.epoch(epoch))
+    assert len(draws) == 7
+    for draw in draws:
+        assert draw.positions.dtype == np.int64
+        assert draw.num_anchors == len(draw.positions) <= people * images <= sampler.max_batch
+        assert len(set(draw.positions.tolist())) == len(draw.positions), "no photograph twice"
+        of_person = Counter(labels[draw.positions].tolist())
+        assert all(2 <= number <= images for number in of_person.values()), "everyone has a pair"
+        # As many photographs as there is room for, short of one that would have no partner.
+        most = sum(sorted((min(c, images) for c in counts if c >= 2), reverse=True))
+        assert len(draw.positions) >= min(people * images - 1, most)
+        assert len(of_person) <= able
+        runs = np.flatnonzero(np.diff(labels[draw.positions])) + 1
+        assert len(runs) + 1 == len(of_person), "a person's photographs lie together"
+
+
+@settings(max_examples=80, deadline=None)
+@given(COUNTS, st.integers(2, 12), st.integers(2, 6))
+def test_everyone_in_turn(counts: list[int], people: int, images: int) -> None:
+    """At no moment has anyone been drawn two times oftener than somebody else."""
+    labels = labels_of(counts)
+    able = [person for person, count in enumerate(counts) if count >= 2]
+    drawn = Counter(dict.fromkeys(able, 0))
+    for draw in sampler_of(labels, people, images, batches_per_epoch=25).epoch(0):
+        drawn.update(set(labels[draw.positions].tolist()))
+        assert set(drawn) == set(able), "people with a single photograph are left out"
+        assert max(drawn.values()) - min(drawn.values()) <= 2
+    assert max(drawn.values()) > 0
+
+
+def test_all_photographs_of_a_person_are_seen_before_any_comes_again() -> None:
+    labels = labels_of([7, 7, 7])
+    seen: dict[int, Counter] = {person: Counter() for person in range(3)}
+    for draw in sampler_of(labels, people=3, images=3, batches_per_epoch=14).epoch(0):
+        for position in draw.positions.tolist():
+            seen[labels[position]][position] += 1
+        for counter in seen.values():
+            if len(counter) < 7:
+                assert set(counter.values()) == {1}
+            assert max(counter.values()) - min(counter.values()) <= 1
+    assert all(set(counter.values()) == {6} for counter in seen.values())
+
+
+def test_an_epoch_holds_about_as_many_photographs_as_there_are() -> None:
+    rng = np.random.default_rng(1)
+    for counts in (rng.integers(2, 40, 200), rng.integers(1, 4, 300), np.full(50, 2)):
+        labels = labels_of(counts.tolist())
+        draws = list(sampler_of(labels, people=10, images=5).epoch(0))
+        usable = sum(count for count in counts if count >= 2)
+        assert abs(sum(draw.num_anchors for draw in draws) - usable) <= 0.1 * usable + 50
+
+
+def same(a: list[Draw], b: list[Draw]) -> bool:
+    return all(x.positions.tolist() == y.positions.tolist() and x.num_anchors == y.num_anchors for x, y in zip(a, b, strict=True))
+
+
+def test_seed_and_epoch_decide() -> None:
+    labels = labels_of([6] * 20)
+
+    def epoch(number: int, **options: int) -> list[Draw]:
+        return list(sampler_of(labels, extra_negatives=3, **options).epoch(number))
+
+    used = sampler_of(labels, extra_negatives=3)
+    list(used.epoch(0))
+    assert same(list(used.epoch(5)), epoch(5)), "no state is carried from epoch to epoch"
+    assert not same(epoch(0), epoch(1))
+    assert not same(epoch(0), epoch(0, seed=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(COUNTS, st.integers(1, 20), st.integers(0, 9))
+def test_extra_negatives_are_of_other_people(counts: list[int], extra: int, seed: int) -> None:
+    labels = labels_of(counts)
+    sampler = sampler_of(labels, people=3, images=3, extra_negatives=extra, batches_per_epoch=4, seed=seed)
+    for draw in sampler.epoch(0):
+        anchors, extras = np.split(draw.positions, [draw.num_anchors])
+        assert len(extras) <= extra
+        assert len(draw.positions) <= sampler.max_batch
+        assert not set(labels[extras]) & set(labels[anchors])
+        assert len(set(extras.tolist())) == len(extras)
+
+
+def test_extra_negatives_come_from_everyone() -> None:
+    """People with a single photograph, too; and as many as were asked for where there are many people."""
+    labels = labels_of([4] * 100 + [1] * 400)
+    drawn: Counter = Counter()
+    for draw in sampler_of(labels, people=8, images=4, extra_negatives=50, batches_per_epoch=60).epoch(0):
+        assert len(draw.positions) == 32 + 50
+        drawn.update(labels[draw.positions[draw.num_anchors :]].tolist())
+    single = sum(count for person, count in drawn.items() if person >= 100)
+    assert 0.4 < single / drawn.total() < 0.6
+
+
+def test_extra_negatives_leave_the_anchors_as_they_are() -> None:
+    labels = labels_of([5] * 30)
+    with_them = next(iter(sampler_of(labels, extra_negatives=10).epoch(0)))
+    without = next(iter(sampler_of(labels).epoch(0)))
+    assert with_them.positions[: with_them.num_anchors].tolist() == without.positions.tolist()
+
+
+@pytest.mark.parametrize(
+    ("counts", "people", "images", "says"),
+    [
+        ([5], 4, 3, "1 of the training people|1 people"),
+        ([1, 1, 1], 4, 3, "0 of the training people|0 people"),
+        ([5, 1], 4, 3, "1 of the training people|1 people"),
+        ([5, 5], 1, 3, "at least 2"),
+        ([5, 5], 4, 1, "at least 2"),
+    ],
+)
+def test_too_little_to_draw_from(counts: list[int], people: int, images: int, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        sampler_of(labels_of(counts), people, images)
+    assert "\n" not in str(error.value)
