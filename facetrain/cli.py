@@ -52,6 +52,11 @@ def fail(message: str, code: int) -> None:
     raise click.exceptions.Exit(code)
 
 
+def count(number: int, noun: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def processors() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -223,7 +228,7 @@ def align(
         kinds = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in sorted(report.ignored.items()))
         click.echo(f"files that are no photographs, passed over: {kinds}")
     if report.disappeared:
-        click.echo(f"{report.disappeared:,} photographs are no longer in {raw}: marked missing, and not used any more")
+        click.echo(f"no longer in {raw}: {count(report.disappeared, 'photograph')}, marked missing and not used any more")
     if total > report.counts[ALIGNED]:
         click.echo(f"those not aligned, and why: {os.path.relpath(report.rejected_list)}")
 
@@ -304,12 +309,13 @@ def cache(ctx: click.Context, aligned: Path | None, jobs: int) -> None:
 
     report = data.cache(open_workspace(ctx), aligned, threads=jobs)
     click.echo(
-        f"{report.images:,} crops in {report.shards_written + report.shards_kept:,} shards, {report.bytes / 1e6:,.0f} MB: "
-        f"{report.decoded:,} decoded, {report.copied:,} copied, {report.shards_written:,} shards written; "
+        f"{count(report.images, 'crop')} in {count(report.shards_written + report.shards_kept, 'shard')}, "
+        f"{report.bytes / 1e6:,.0f} MB: {report.decoded:,} decoded, {report.copied:,} copied, "
+        f"{count(report.shards_written, 'shard')} written; "
         f"{report.seconds:.1f} s"
     )
     if report.undecodable:
-        click.echo(f"{report.undecodable:,} crops cannot be decoded; they are left out (`ft status`)")
+        click.echo(f"{report.undecodable:,} crops cannot be decoded and are left out: {os.path.relpath(report.undecodable_list)}")
     if report.absent:
         click.echo(f"{report.absent:,} crops are gone from the aligned tree: `ft align` makes them again")
 
@@ -332,7 +338,7 @@ def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
 @main.command()
 @dataset_argument
 @click.option("--name", help="The run's name. Default: the trainer's and a number.")
-@click.option("--config", "config_file", type=FOLDER, help="Settings from a TOML or JSON file; options go before it.")
+@click.option("--config", "config_file", type=FOLDER, help="Settings from a TOML or JSON file; options win over it.")
 @click.option("--trainer", help="What is trained: a name or module:attribute.  [default: triplet]")
 @click.option("--backbone", help="The network: a name or module:attribute.  [default: iresnet.small]")
 @click.option("--embedding-dim", type=int, help="[default: 128]")
@@ -362,7 +368,10 @@ def train(ctx: click.Context, /, aligned: Path | None, resume: str | None, devic
     config = None if resume is not None else train_settings(options)
     given = [name for name, value in options.items() if value not in (None, ())]
     if resume is not None and given:
-        raise UserError(f"a resumed run keeps its settings: leave out --{given[0].replace('_', '-')}, or start a new run")
+        option = {"config_file": "config", "settings": "set"}.get(given[0], given[0].replace("_", "-"))
+        raise UserError(f"a resumed run keeps its settings: leave out --{option}, or start a new run with `ft train`")
+    if resume is not None and aligned is not None:
+        raise UserError(f"a resumed run keeps its dataset: leave out {aligned}, or start a new run with `ft train`")
 
     from facetrain.pipeline import training
     from facetrain.progress import Progress

@@ -64,12 +64,19 @@ def _unknown(family: str, name: str) -> str:
     return f"no '{name}' among the {family}: {hint}there are {', '.join(names)} (or module:attribute)"
 
 
+SET_BY_US = ("num_classes", "embedding_dim", "size_px")  # follow from the data and the configuration
+
+
 def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
     """Raise UserError when ``part`` does not accept these keyword arguments; nothing is called."""
+    for argument in SET_BY_US:
+        if argument in arguments:
+            raise UserError(f"{name}: '{argument}' follows from the data and the configuration: leave it out")
     parameters = inspect.signature(part).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [parameter for parameter in names if parameter not in SET_BY_US]
     for argument in arguments:
         if argument not in names:
             raise UserError(f"{name} takes no '{argument}': it takes {', '.join(names)}")

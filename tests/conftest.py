@@ -21,7 +21,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("drawn")
     synthesise(folder / "synth", identities=PEOPLE, images=IMAGES, seed=7)
-    for name, person in zip(("ann", "bob", "cat", "dan", "eve", "fay"), people_of(folder / "synth"), strict=True):
+    for name, person in zip(
+        ("ann", "bob", "cat", "dan", "eve", "fay"), people_of(folder / "synth"), strict=True
+    ):
         (folder / "raw" / name).mkdir(parents=True)
         for number, photograph in enumerate(sorted(person.iterdir()), start=1):
             photograph.rename(folder / "raw" / name / f"{number}.jpg")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,7 +105,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def a_minute_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs that are there now will be old enough to be trusted by what `stat` says."""
     for place in (module, __import__("facetrain.file_table", fromlist=["x"])):
-        monkeypatch.setattr(place, "file_system_now_ns", lambda folder: file_system_now_ns(folder) + 60 * 10**9)
+        monkeypatch.setattr(
+            place, "file_system_now_ns", lambda folder: file_system_now_ns(folder) + 60 * 10**9
+        )
 
 
 class TestWhatARowHolds:
@@ -117,7 +120,9 @@ class TestWhatARowHolds:
 
     def test_the_photograph(self, root: Path) -> None:
         table = rows(root)
-        assert list(table) == [f"{name}/{i}.jpg" for name in ("ann", "bob", "cat", "dan", "eve", "fay") for i in range(1, 6)]
+        assert list(table) == [
+            f"{name}/{i}.jpg" for name in ("ann", "bob", "cat", "dan", "eve", "fay") for i in range(1, 6)
+        ]
         for path, row in table.items():
             data = (root / "raw" / path).read_bytes()
             assert row["identity"] == path[:3]
@@ -158,7 +163,9 @@ class TestWhatARowHolds:
             back[:2, 2] += 0.5 - back[:2, :2] @ (0.5, 0.5)  # Pillow counts from corners, not from centres
             # Antialiasing apart, of which neither has any, bilinear sampling is the same.
             photograph = Image.open(raw / path).convert("RGB")
-            warped = photograph.transform((64, 64), Image.Transform.AFFINE, back[:2].ravel(), Image.Resampling.BILINEAR)
+            warped = photograph.transform(
+                (64, 64), Image.Transform.AFFINE, back[:2].ravel(), Image.Resampling.BILINEAR
+            )
             crop = np.asarray(Image.open(raw.parent / "aligned" / row["aligned"]))
             inner = np.abs(crop.astype(int) - np.asarray(warped))[2:-2, 2:-2]
             assert inner.mean() < 1.0
@@ -169,7 +176,9 @@ class TestWhatARowHolds:
         assert ImageSpec.from_json(metadata[b"image_spec"]) == SPEC
 
 
-@pytest.mark.parametrize(("landmarks", "predictor"), [("inner-eyes-bottom-lip", 68), ("five-point", 68), ("five-point", 5)])
+@pytest.mark.parametrize(
+    ("landmarks", "predictor"), [("inner-eyes-bottom-lip", 68), ("five-point", 68), ("five-point", 5)]
+)
 def test_other_landmark_sets(one_person: Path, landmarks: str, predictor: int) -> None:
     spec = ImageSpec(size_px=112, landmarks=landmarks, predictor=predictor)
     align(one_person.parent, AlignSettings(spec))
@@ -185,7 +194,20 @@ def test_other_landmark_sets(one_person: Path, landmarks: str, predictor: int) -
 class TestNames:
     def test_every_format_in_any_case(self, one_person: Path) -> None:
         photograph = Image.open(one_person / "ann" / "1.jpg")
-        names = ["a.jpg", "b.JPG", "c.jpeg", "d.JPEG", "e.png", "f.PnG", "g.webp", "h.WEBP", "i.bmp", "j.BMP", "k.tif", "l.TIFF"]
+        names = [
+            "a.jpg",
+            "b.JPG",
+            "c.jpeg",
+            "d.JPEG",
+            "e.png",
+            "f.PnG",
+            "g.webp",
+            "h.WEBP",
+            "i.bmp",
+            "j.BMP",
+            "k.tif",
+            "l.TIFF",
+        ]
         folder = one_person / "carl"
         folder.mkdir()
         for name in names:
@@ -197,7 +219,15 @@ class TestNames:
 
     def test_equal_stems_are_kept_apart(self, raw: Path, drawn: Path) -> None:
         """Each crop is of its own photograph, whatever the others are called."""
-        names = {"a.jpg": 1, "a.JPG": 2, "a.png": 3, "a.png.jpg": 4, "a.jpg.jpg": 5, "a.PNG": 1, "a.JPG.jpg": 2}
+        names = {
+            "a.jpg": 1,
+            "a.JPG": 2,
+            "a.png": 3,
+            "a.png.jpg": 4,
+            "a.jpg.jpg": 5,
+            "a.PNG": 1,
+            "a.JPG.jpg": 2,
+        }
         shutil.rmtree(raw)
         (raw / "ann").mkdir(parents=True)
         (raw / "alone").mkdir()
@@ -246,7 +276,9 @@ class TestNames:
         assert len({row["aligned"] for row in table.values()}) == len(table)
         assert align(one_person.parent).looked_at == 0
 
-    NAMES = st.text(st.sampled_from("aB.é "), min_size=1, max_size=4).filter(lambda name: not name.startswith("."))
+    NAMES = st.text(st.sampled_from("aB.é "), min_size=1, max_size=4).filter(
+        lambda name: not name.startswith(".")
+    )
     SUFFIXES = st.sampled_from([".jpg", ".JPG", ".jpeg", ".png", ".PNG", ".webp", ".bmp", ".tiff"])
     PATHS = st.builds(
         lambda folders, name, more, suffix: "/".join([*folders, name + "".join(more) + suffix]),
@@ -281,7 +313,9 @@ class TestNames:
 
 
 class TestRejected:
-    def test_every_reject_is_a_row_with_a_reason(self, one_person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_reject_is_a_row_with_a_reason(
+        self, one_person: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         root = one_person.parent
         jpeg = (one_person / "ann" / "1.jpg").read_bytes()
         files = {
@@ -301,7 +335,11 @@ class TestRejected:
         (one_person / "ann" / "up").symlink_to(one_person)
         (one_person / "ann" / "notes.txt").write_text("not a photograph")
         report = align(root, AlignSettings(SPEC, max_pixels=3_999_999))
-        reasons = {path: (row["status"], row["reason"]) for path, row in rows(root).items() if row["status"] != "aligned"}
+        reasons = {
+            path: (row["status"], row["reason"])
+            for path, row in rows(root).items()
+            if row["status"] != "aligned"
+        }
         assert reasons == {
             "ann/dot.png": ("no-face", "no face found"),
             "ann/empty.jpg": ("unreadable", "the file is empty"),
@@ -321,7 +359,11 @@ class TestRejected:
         }  # fmt: skip
         assert report.ignored == {".txt": 1}
         assert rows(root)["ann/empty.jpg"]["size_bytes"] == 0
-        assert {p.name for p in (root / "aligned").rglob("*") if p.is_file()} == {"1.jpg", "2.jpg", "imagespec.json"}
+        assert {p.name for p in (root / "aligned").rglob("*") if p.is_file()} == {
+            "1.jpg",
+            "2.jpg",
+            "imagespec.json",
+        }
         with open(report.rejected_list, newline="") as file:
             assert [tuple(line) for line in csv.reader(file)] == [
                 ("path", "status", "reason"),
@@ -370,7 +412,9 @@ class TestRejected:
         assert boxes["skip"] is None
 
     def test_a_large_photograph_is_shrunk_for_detection_only(self, one_person: Path) -> None:
-        Image.open(one_person / "ann" / "1.jpg").resize((2200, 2200)).save(one_person / "ann" / "3.jpg", quality=95)
+        Image.open(one_person / "ann" / "1.jpg").resize((2200, 2200)).save(
+            one_person / "ann" / "3.jpg", quality=95
+        )
         align(one_person.parent)
         small, large = (rows(one_person.parent)[f"ann/{i}.jpg"] for i in (1, 3))
         assert (large["status"], large["width_px"]) == ("aligned", 2200)
@@ -381,7 +425,9 @@ class TestRejected:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 def test_orientation_is_applied(one_person: Path, suffix: str, orientation: int) -> None:
     upright = Image.open(one_person / "ann" / "1.jpg").convert("RGB")
-    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[
+        orientation
+    ]
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
@@ -389,7 +435,9 @@ def test_orientation_is_applied(one_person: Path, suffix: str, orientation: int)
     align(one_person.parent)
     table = rows(one_person.parent)
     assert table[f"ann/turned.{suffix}"]["status"] == "aligned"
-    np.testing.assert_allclose(table[f"ann/turned.{suffix}"]["landmarks"], table["ann/1.jpg"]["landmarks"], atol=2)
+    np.testing.assert_allclose(
+        table[f"ann/turned.{suffix}"]["landmarks"], table["ann/1.jpg"]["landmarks"], atol=2
+    )
 
 
 class TestASecondRun:
@@ -448,7 +496,9 @@ class TestASecondRun:
         assert rows(root)["ann/1.jpg"]["content"] == blake3(data + b"\x01").digest()
         assert rows(root)["ann/2.jpg"] == before["ann/2.jpg"]
 
-    def test_a_changed_photograph_is_aligned_again(self, one_person: Path, drawn: Path, detected: list) -> None:
+    def test_a_changed_photograph_is_aligned_again(
+        self, one_person: Path, drawn: Path, detected: list
+    ) -> None:
         root = one_person.parent
         align(root)
         before = rows(root)
@@ -463,7 +513,9 @@ class TestASecondRun:
         }
 
     @pytest.mark.parametrize("kind", ["faceless", "unreadable"])
-    def test_a_photograph_that_shows_nobody_any_more_loses_its_crop(self, one_person: Path, kind: str) -> None:
+    def test_a_photograph_that_shows_nobody_any_more_loses_its_crop(
+        self, one_person: Path, kind: str
+    ) -> None:
         root, path = one_person.parent, one_person / "ann" / "1.jpg"
         align(root)
         if kind == "faceless":
@@ -494,7 +546,9 @@ class TestASecondRun:
         assert (row["status"], row["reason"]) == ("missing", "no longer in RAW")
         assert "ann/1.jpg,missing,no longer in RAW" in report.rejected_list.read_text()
         report = align(root)
-        assert (report.disappeared, report.counts["missing"]) == (0, 1), "reported once, marked as long as it is so"
+        assert (report.disappeared, report.counts["missing"]) == (0, 1), (
+            "reported once, marked as long as it is so"
+        )
         (root / "away.jpg").rename(path)
         report = align(root)
         assert (report.looked_at, report.counts["missing"]) == (1, 0)
@@ -538,7 +592,11 @@ class TestASecondRun:
             patch.setattr("facetrain.file_table.os.scandir", scandir)
             report = align(root)
         assert report.disappeared == 2
-        reasons = {path: (row["status"], row["reason"]) for path, row in rows(root).items() if row["status"] != "aligned"}
+        reasons = {
+            path: (row["status"], row["reason"])
+            for path, row in rows(root).items()
+            if row["status"] != "aligned"
+        }
         gone = ("missing", "its folder could not be entered: Permission denied")
         assert reasons == {"ann": ("unreadable", "Permission denied"), "ann/1.jpg": gone, "ann/2.jpg": gone}
         align(root)
@@ -583,7 +641,7 @@ class TestOnly:
 
 
 class TestSettings:
-    OTHERS = {
+    OTHERS: ClassVar = {
         "size_px 64, asked for is 80": AlignSettings(replace(SPEC, size_px=80)),
         "quality 95, asked for is 90": AlignSettings(replace(SPEC, quality=90)),
         "multi largest, asked for is skip": AlignSettings(SPEC, "skip"),
@@ -601,7 +659,9 @@ class TestSettings:
         assert "name another folder, or add --redo to align every photograph again" in str(error.value)
         assert state(root) == before
 
-    def test_redo_makes_every_crop_anew_and_leaves_none_behind(self, one_person: Path, tmp_path: Path) -> None:
+    def test_redo_makes_every_crop_anew_and_leaves_none_behind(
+        self, one_person: Path, tmp_path: Path
+    ) -> None:
         root = one_person.parent
         align(root)
         png = AlignSettings(replace(SPEC, size_px=80, format="png", quality=0))
@@ -653,7 +713,9 @@ class TestInterrupted:
 
         return undisturbed
 
-    def interrupt(self, root: Path, after: int, settings: AlignSettings = SETTINGS, **options: object) -> None:
+    def interrupt(
+        self, root: Path, after: int, settings: AlignSettings = SETTINGS, **options: object
+    ) -> None:
         def stop(count: int) -> None:
             nonlocal after
             after -= count
@@ -712,7 +774,9 @@ class TestInterrupted:
     def test_other_settings_are_refused(self, many: Path, expected: Callable) -> None:
         self.interrupt(many.parent, after=10)
         other = AlignSettings(replace(SPEC, size_px=80))
-        with pytest.raises(SpecMismatch, match="the interrupted run was aligned with size_px 64, asked for is 80"):
+        with pytest.raises(
+            SpecMismatch, match="the interrupted run was aligned with size_px 64, asked for is 80"
+        ):
             align(many.parent, other)
         assert align(many.parent, other, redo=True).looked_at == 25
         assert state(many.parent) == expected(other)
@@ -760,7 +824,9 @@ class TestFolders:
         self.refuses(tmp_path / "empty", out, "no photographs in .*empty: it must hold a folder per person")
         (tmp_path / "empty" / "ann" / "notes.txt").touch()
         self.refuses(tmp_path / "empty", out, "no photographs in")
-        self.refuses(one_person / "ann", out, "the photographs lie right in .*ann: put those of each person into")
+        self.refuses(
+            one_person / "ann", out, "the photographs lie right in .*ann: put those of each person into"
+        )
         assert not out.exists()
 
     def test_what_cannot_be_aligned(self, one_person: Path, tmp_path: Path) -> None:
@@ -768,9 +834,15 @@ class TestFolders:
             self.refuses(one_person, aligned, "must not be the same or lie in each other")
         (tmp_path / "link").symlink_to(one_person)
         self.refuses(one_person, tmp_path / "link" / "crops", "must not be the same or lie in each other")
-        self.refuses(one_person, one_person / "ann" / "1.jpg", r"1\.jpg is a file: name a folder for the crops")
+        self.refuses(
+            one_person, one_person / "ann" / "1.jpg", r"1\.jpg is a file: name a folder for the crops"
+        )
         (tmp_path / "file").touch()
-        self.refuses(one_person, tmp_path / "file" / "crops", r"cannot make the folder .*Not a directory.*: name another")
+        self.refuses(
+            one_person,
+            tmp_path / "file" / "crops",
+            r"cannot make the folder .*Not a directory.*: name another",
+        )
 
     def test_crops_may_lie_where_no_walk_comes(self, one_person: Path, tmp_path: Path) -> None:
         """The workspace of someone who works in the very folder of the photographs."""
@@ -781,7 +853,9 @@ class TestFolders:
         assert align_tree(one_person, hidden, tmp_path / "store", SETTINGS, jobs=1).looked_at == 0
 
 
-def test_one_and_two_processes_make_the_same_bytes(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_and_two_processes_make_the_same_bytes(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from facetrain.workers import process_pool
 
     monkeypatch.setattr(module, "process_pool", process_pool)

@@ -25,7 +25,9 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def fixed(augment: Augment, monkeypatch: pytest.MonkeyPatch, matrices: np.ndarray, colour: tuple = (1, 1, 1)) -> None:
+def fixed(
+    augment: Augment, monkeypatch: pytest.MonkeyPatch, matrices: np.ndarray, colour: tuple = (1, 1, 1)
+) -> None:
     """Let the augmentation draw these numbers."""
     n = len(matrices)
     draws = (matrices.astype(np.float32), *(np.full(n, value, np.float32) for value in colour))

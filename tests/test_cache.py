@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,14 @@ from facetrain.datasets.cache import CacheReport, Manifest, build_cache, read_ma
 from facetrain.datasets.crop_files import read_crops
 from facetrain.datasets.decode import Decoder
 from facetrain.datasets.photo_set import PhotoSet, select_rows
-from facetrain.datasets.shards import DecodeSpec, assign_leaves, identity_hash, map_shard, shard_name, write_shard
+from facetrain.datasets.shards import (
+    DecodeSpec,
+    assign_leaves,
+    identity_hash,
+    map_shard,
+    shard_name,
+    write_shard,
+)
 from facetrain.errors import MissingStage, UserError
 from facetrain.files import TEMP_PREFIX
 from facetrain.image_spec import ImageSpec
@@ -148,8 +156,12 @@ class TestContent:
         cache(tmp_path / "other")
         assert shard_files(root) == shard_files(tmp_path / "other")
         for name in shard_files(root):
-            assert (root / ".ft/cache" / name).read_bytes() == (tmp_path / "other/.ft/cache" / name).read_bytes()
-        assert (store_of(root) / "cache.arrow").read_bytes() == (store_of(tmp_path / "other") / "cache.arrow").read_bytes()
+            assert (root / ".ft/cache" / name).read_bytes() == (
+                tmp_path / "other/.ft/cache" / name
+            ).read_bytes()
+        assert (store_of(root) / "cache.arrow").read_bytes() == (
+            store_of(tmp_path / "other") / "cache.arrow"
+        ).read_bytes()
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -170,7 +182,9 @@ class TestChanges:
         assert self.change(root, ft) == (0, 0)
         assert (store_of(root) / "cache.arrow").read_bytes() == before
 
-    def test_one_photograph_is_changed_added_removed_renamed(self, root: Path, ft: Callable, drawn: Path) -> None:
+    def test_one_photograph_is_changed_added_removed_renamed(
+        self, root: Path, ft: Callable, drawn: Path
+    ) -> None:
         cache(root)
         shutil.copy(drawn / "bob" / "1.jpg", root / "raw" / "ann" / "1.jpg")
         assert self.change(root, ft) == (0, 1), "it is known from elsewhere"
@@ -221,7 +235,9 @@ class TestChanges:
             assert (report.decoded, report.copied, report.shards_written) == (0, 0, 0)
         assert shard_files(root) == before
 
-    def test_only_what_is_kept_is_decoded_and_the_rest_when_it_is_wanted(self, root: Path, ft: Callable) -> None:
+    def test_only_what_is_kept_is_decoded_and_the_rest_when_it_is_wanted(
+        self, root: Path, ft: Callable
+    ) -> None:
         (root / "raw" / "ann" / "1.jpg").unlink()
         align(root, ft)
         ft(root, "prune", "--min", 5)
@@ -272,13 +288,21 @@ class TestBadCrops:
         counts = json.loads(ft(root, "status", "--json").stdout)["stages"][0]["detail"]
         if undecodable.num_rows:
             assert f"{undecodable.num_rows} crop could not be decoded" in counts
-        return dict(zip(undecodable["path"].to_pylist(), undecodable["reason"].to_pylist(), strict=True))
+        found = dict(zip(undecodable["path"].to_pylist(), undecodable["reason"].to_pylist(), strict=True))
+        with open(store_of(root) / "undecodable.csv", newline="") as file:
+            assert [tuple(line) for line in csv.reader(file)] == [("path", "reason"), *sorted(found.items())]
+        return found
 
     @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "gif"])
     def test_one_that_cannot_be_decoded(self, root: Path, ft: Callable, kind: str) -> None:
         path = root / "aligned" / "ann" / "1.jpg"
         intact = path.read_bytes()
-        data = {"text": b"no picture", "empty": b"", "truncated": intact[: len(intact) // 2], "gif": b"GIF89a" + bytes(20)}
+        data = {
+            "text": b"no picture",
+            "empty": b"",
+            "truncated": intact[: len(intact) // 2],
+            "gif": b"GIF89a" + bytes(20),
+        }
         path.write_bytes(data[kind])
         report = cache(root)
         assert (report.images, report.undecodable) == (29, 1)
@@ -344,7 +368,9 @@ class TestBadCrops:
         align(root, ft)
         assert cache(root).images == 30
         shutil.rmtree(root / "aligned")
-        with pytest.raises(UserError, match=r"none of the crops that the index names is there: run `ft align` again"):
+        with pytest.raises(
+            UserError, match=r"none of the crops that the index names is there: run `ft align` again"
+        ):
             cache(root)
 
     def test_one_that_changes_under_our_hands(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +382,9 @@ class TestBadCrops:
             return found
 
         monkeypatch.setattr(module, "_crop_contents", contents_then_change)
-        with pytest.raises(UserError, match=r"1\.jpg changed while it was being cached: run `ft cache` again"):
+        with pytest.raises(
+            UserError, match=r"1\.jpg changed while it was being cached: run `ft cache` again"
+        ):
             cache(root)
 
 
@@ -372,7 +400,9 @@ class TestDecoder:
     def encoded(self, aligned_once: Path) -> list[np.ndarray]:
         return [np.fromfile(path, np.uint8) for path in sorted((aligned_once / "aligned").rglob("*.jpg"))]
 
-    def test_batches_with_bad_ones_among_them(self, encoded: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_batches_with_bad_ones_among_them(
+        self, encoded: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(decode, "BATCH", 8)
         wanted = np.stack([np.asarray(Image.open(io_of(data))) for data in encoded])
         for number in (0, 9, 15, 29):
@@ -396,7 +426,9 @@ class TestDecoder:
         np.testing.assert_array_equal(out[0], np.repeat(grey[..., None], 3, 2))
         np.testing.assert_array_equal(out[1], rgba[..., :3])
 
-    def test_codecs_do_not_write_to_the_terminal(self, encoded: list[np.ndarray], capfd: pytest.CaptureFixture) -> None:
+    def test_codecs_do_not_write_to_the_terminal(
+        self, encoded: list[np.ndarray], capfd: pytest.CaptureFixture
+    ) -> None:
         out = np.empty((3, 32, 32, 3), np.uint8)
         half = encoded[0][: len(encoded[0]) // 2]
         Decoder(32, 1).decode([encoded[0], half, np.frombuffer(b"torn", np.uint8)], out)
@@ -405,7 +437,9 @@ class TestDecoder:
 
     def test_crops_from_their_files(self, aligned_once: Path) -> None:
         paths = [f"ann/{i}.jpg" for i in range(1, 6)]
-        batches = list(read_crops(aligned_once / "aligned", paths, ImageSpec(size_px=32), threads=1, batch_size=2))
+        batches = list(
+            read_crops(aligned_once / "aligned", paths, ImageSpec(size_px=32), threads=1, batch_size=2)
+        )
         assert [len(batch) for batch in batches] == [2, 2, 1]
         wanted = [np.asarray(Image.open(aligned_once / "aligned" / path)) for path in paths]
         np.testing.assert_array_equal(np.concatenate(batches), wanted)
@@ -440,14 +474,18 @@ class TestLeaves:
         return {frozenset(n for n in leaves if leaves[n] == number) for number in set(leaves.values())}
 
     @given(PEOPLE, st.integers(1, 40))
-    def test_no_leaf_is_too_full_unless_one_person_fills_it(self, people: dict[str, int], capacity: int) -> None:
+    def test_no_leaf_is_too_full_unless_one_person_fills_it(
+        self, people: dict[str, int], capacity: int
+    ) -> None:
         leaves = self.leaves(people, capacity)
         assert set(leaves.values()) == set(range(max(leaves.values()) + 1))
         for group in self.members(leaves):
             assert sum(people[name] for name in group) <= capacity or len(group) == 1
 
     @given(PEOPLE, st.integers(1, 40), st.randoms(use_true_random=False))
-    def test_the_order_of_people_does_not_matter(self, people: dict[str, int], capacity: int, random: object) -> None:
+    def test_the_order_of_people_does_not_matter(
+        self, people: dict[str, int], capacity: int, random: object
+    ) -> None:
         names = list(people)
         random.shuffle(names)  # type: ignore[attr-defined]
         assert self.leaves({name: people[name] for name in names}, capacity) == self.leaves(people, capacity)
@@ -480,7 +518,12 @@ class TestShards:
     SPEC = DecodeSpec(8, "RGB")
 
     def test_names_say_what_is_inside(self) -> None:
-        def name(spec: DecodeSpec = self.SPEC, people: tuple = ("a", "b"), counts: tuple = (1, 2), data: bytes = b"x") -> str:
+        def name(
+            spec: DecodeSpec = self.SPEC,
+            people: tuple = ("a", "b"),
+            counts: tuple = (1, 2),
+            data: bytes = b"x",
+        ) -> str:
             return shard_name(spec, list(people), list(counts), data)
 
         others = [
@@ -500,7 +543,9 @@ class TestShards:
         """As in a person of more than 2³¹ values."""
         monkeypatch.setattr(shards, "MAX_BATCH_VALUES", 5 * self.SPEC.row_bytes)
         images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
-        write_shard(tmp_path / "a.arrow", self.SPEC, images, [bytes([i] * 32) for i in range(12)], ["ann"] * 12)
+        write_shard(
+            tmp_path / "a.arrow", self.SPEC, images, [bytes([i] * 32) for i in range(12)], ["ann"] * 12
+        )
         views = map_shard(tmp_path / "a.arrow")
         assert [len(view) for view in views] == [5, 5, 2]
         np.testing.assert_array_equal(np.concatenate(views), images)
@@ -530,7 +575,12 @@ class TestPhotoSet:
         wanted = crops(root)
         assert (len(photos), photos.absent, photos.image_shape) == (31, 0, (32, 32, 3))
         rng = np.random.default_rng(0)
-        for positions in (np.arange(31), rng.permutation(31), rng.integers(0, 31, 100), np.zeros(0, np.int64)):
+        for positions in (
+            np.arange(31),
+            rng.permutation(31),
+            rng.integers(0, 31, 100),
+            np.zeros(0, np.int64),
+        ):
             images = photos.gather(positions)
             assert (images.dtype, images.shape) == (np.uint8, (len(positions), 32, 32, 3))
             for image, position in zip(images, positions, strict=True):
@@ -581,8 +631,10 @@ def crops_of(root: Path, path: str) -> np.ndarray:
 class TestCommand:
     def test_what_it_says(self, root: Path, ft: Callable) -> None:
         first = ft(root, "cache", "-j", 1).stdout
-        assert first.startswith("30 crops in 1 shards, 0 MB: 30 decoded, 0 copied, 1 shards written; ")
-        assert ft(root, "cache").stdout.startswith("30 crops in 1 shards, 0 MB: 0 decoded, 0 copied, 0 shards written; ")
+        assert first.startswith("30 crops in 1 shard, 0 MB: 30 decoded, 0 copied, 1 shard written; ")
+        assert ft(root, "cache").stdout.startswith(
+            "30 crops in 1 shard, 0 MB: 0 decoded, 0 copied, 0 shards written; "
+        )
         record = Workspace.find(root).dataset().record("cache")
         assert record is not None
         assert record.counts["images"] == 30

@@ -67,7 +67,9 @@ class TestInProcesses:
         assert done.returncode == 0
         lines = done.stdout.splitlines()
         assert lines[0] == f"{root / 'raw'} → {root / 'aligned'}"
-        assert [line.split()[:2] for line in lines[1:]] == [[s, "fresh"] for s in ("align", "prune", "split", "cache")]
+        assert [line.split()[:2] for line in lines[1:]] == [
+            [s, "fresh"] for s in ("align", "prune", "split", "cache")
+        ]
 
     def test_a_mistake_is_one_line_and_exit_code_2(self, tmp_path: Path) -> None:
         done = ft_process("align", "nowhere", "aligned", cwd=tmp_path)
@@ -77,7 +79,9 @@ class TestInProcesses:
         )
         done = ft_process("prune", "--min", 2, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == f"Error: no facetrain workspace in {tmp_path}: run `ft align RAW ALIGNED` first\n"
+        assert (
+            done.stderr == f"Error: no facetrain workspace in {tmp_path}: run `ft align RAW ALIGNED` first\n"
+        )
         assert list(tmp_path.iterdir()) == []
 
 
@@ -92,8 +96,12 @@ class TestWrongUse:
         assert "no folder" in wrong(tmp_path, "align", tmp_path / "nowhere", out)
         assert "no photographs in" in wrong(tmp_path, "align", tmp_path / "empty", out)
         assert "1.jpg is a file: name the folder" in wrong(tmp_path, "align", photograph, out)
-        assert "1.jpg is a file: name a folder for the crops" in wrong(tmp_path, "align", one_person, photograph)
-        assert "must not be the same or lie in each other" in wrong(tmp_path, "align", one_person, one_person / "out")
+        assert "1.jpg is a file: name a folder for the crops" in wrong(
+            tmp_path, "align", one_person, photograph
+        )
+        assert "must not be the same or lie in each other" in wrong(
+            tmp_path, "align", one_person, one_person / "out"
+        )
         assert "must not be the same or lie in each other" in wrong(tmp_path, "align", one_person, tmp_path)
         assert "lie right in" in wrong(tmp_path, "align", one_person / "ann", out)
         assert {path.name for path in tmp_path.iterdir()} == {"raw", "empty"}, "nothing was written"
@@ -103,10 +111,16 @@ class TestWrongUse:
         [
             (["--landmarks", "ears"], "unknown landmark set 'ears': choose one of"),
             (["--size", "9"], "a crop of 9 pixels: choose a size from 16 to 1024"),
-            (["--multi", "best"], "unknown rule 'best' for several faces: choose one of largest, centre, skip"),
+            (
+                ["--multi", "best"],
+                "unknown rule 'best' for several faces: choose one of largest, centre, skip",
+            ),
             (["--format", "gif"], "unknown crop format 'gif': choose jpg or png"),
             (["--quality", "0"], "JPEG quality 0: choose 1 to 100"),
-            (["--landmarks", "inner-eyes-bottom-lip", "--predictor", "5"], "needs points that only --predictor 68 finds"),
+            (
+                ["--landmarks", "inner-eyes-bottom-lip", "--predictor", "5"],
+                "needs points that only --predictor 68 finds",
+            ),
         ],
     )
     def test_align_with_wrong_options(
@@ -116,7 +130,14 @@ class TestWrongUse:
         assert {path.name for path in tmp_path.iterdir()} == {"raw"}
 
     def test_nothing_is_aligned_yet(self, tmp_path: Path, wrong: Callable) -> None:
-        commands = (["prune", "--min", 2], ["split", 0.1], ["cache"], ["train"], ["status"], ["export-tree", tmp_path / "x"])
+        commands = (
+            ["prune", "--min", 2],
+            ["split", 0.1],
+            ["cache"],
+            ["train"],
+            ["status"],
+            ["export-tree", tmp_path / "x"],
+        )
         for command in commands:
             assert "run `ft align RAW ALIGNED` first" in wrong(tmp_path, *command)
 
@@ -134,7 +155,9 @@ class TestWrongUse:
     def test_split(self, root: Path, ft: Callable, wrong: Callable) -> None:
         assert "which share is for validation? `ft split 0.1`" in wrong(root, "split")
         assert "a validation share of 1.5: choose a number between 0 and 1" in wrong(root, "split", 1.5)
-        assert "cannot split by 'colour': choose identity or image" in wrong(root, "split", 0.1, "--by", "colour")
+        assert "cannot split by 'colour': choose identity or image" in wrong(
+            root, "split", 0.1, "--by", "colour"
+        )
         for person in ("cat", "dan", "eve", "fay"):
             shutil.rmtree(root / "raw" / person)
         ft(root, "align", root / "raw", root / "aligned", "--size", 32)
@@ -151,7 +174,9 @@ class TestWrongUse:
         assert "epochs" in wrong(root, "train", "--epochs", 0)
         assert "cannot name a run" in wrong(root, "train", "--name", "a/b")
         (runs / "mine").mkdir(parents=True)
-        assert "there is a run 'mine': choose another --name" in wrong(root, "train", "--name", "mine")
+        assert "there is a run 'mine' already: choose another --name" in wrong(
+            root, "train", "--name", "mine"
+        )
         assert "no run 'yours'" in wrong(root, "train", "--resume", "yours")
         assert {path.name for path in runs.iterdir()} == {"mine"}
 
@@ -167,7 +192,12 @@ class TestWrongUse:
     def test_a_workspace_that_is_being_written(self, root: Path, ft: Callable, wrong: Callable) -> None:
         align(root, ft)
         with Workspace.find(root).lock():
-            for command in (["prune", "--min", 2], ["split", 0.5], ["cache"], ["align", root / "raw", root / "aligned"]):
+            for command in (
+                ["prune", "--min", 2],
+                ["split", 0.5],
+                ["cache"],
+                ["align", root / "raw", root / "aligned"],
+            ):
                 line = wrong(root, *command)
                 assert f"(process {os.getpid()}) is writing to this workspace: wait for it to end" in line
             assert stages(root, ft)["align"][0] == "fresh", "readers do not wait"
@@ -184,20 +214,31 @@ class TestWrongUse:
     def test_the_crops_of_two_trees_are_not_mixed(self, root: Path, ft: Callable, wrong: Callable) -> None:
         shutil.copytree(root / "raw", root / "other")
         line = wrong(root, "align", root / "other", root / "aligned", "--size", 32)
-        assert f"{root / 'aligned'} holds the crops of {root / 'raw'}: name another folder for those of" in line
+        assert (
+            f"{root / 'aligned'} holds the crops of {root / 'raw'}: name another folder for those of" in line
+        )
         (root / "raw").rename(root / "moved")
         ft(root, "align", root / "moved", root / "aligned", "--size", 32)
-        assert "nothing to do, 30 as before" in ft(root, "align", root / "moved", root / "aligned", "--size", 32).stdout
+        assert (
+            "nothing to do, 30 as before"
+            in ft(root, "align", root / "moved", root / "aligned", "--size", 32).stdout
+        )
 
     def test_a_damaged_index(self, root: Path, wrong: Callable) -> None:
         path = Workspace.find(root).dataset().folder / "rows.arrow"
         path.write_bytes(path.read_bytes()[:100])
-        for command in (["prune", "--min", 2], ["status"], ["align", root / "raw", root / "aligned", "--size", 32]):
+        for command in (
+            ["prune", "--min", 2],
+            ["status"],
+            ["align", root / "raw", root / "aligned", "--size", 32],
+        ):
             assert "rows.arrow is damaged" in wrong(root, *command)
 
 
 class TestDatasets:
-    def test_a_mistake_does_not_change_the_current_one(self, root: Path, wrong: Callable, ft: Callable) -> None:
+    def test_a_mistake_does_not_change_the_current_one(
+        self, root: Path, wrong: Callable, ft: Callable
+    ) -> None:
         (root / "empty").mkdir()
         wrong(root, "align", root / "empty", root / "other")
         wrong(root, "align", root / "raw", root / "other", "--size", 9)
@@ -215,7 +256,9 @@ class TestDatasets:
         assert (first.record("prune") is None, first.record("split") is None) == (False, True)
         assert (second.record("prune") is None, second.record("split") is None) == (True, False)
         assert json.loads(ft(root, "status", "--json").stdout)["aligned"] == str(root / "small")
-        assert json.loads(ft(root, "status", root / "aligned", "--json").stdout)["aligned"] == str(root / "aligned")
+        assert json.loads(ft(root, "status", root / "aligned", "--json").stdout)["aligned"] == str(
+            root / "aligned"
+        )
 
     def test_the_folder_can_be_moved(self, root: Path, ft: Callable, tmp_path: Path) -> None:
         align(root, ft)
@@ -227,7 +270,9 @@ class TestDatasets:
         assert "30 as before" in ft(moved, "align", moved / "raw", moved / "aligned", "--size", 32).stdout
         assert "0 decoded, 0 copied, 0 shards written" in ft(moved, "cache").stdout
 
-    def test_the_environment_names_it(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_environment_names_it(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from click.testing import CliRunner
 
         from facetrain.cli import main
@@ -261,7 +306,7 @@ class TestStatus:
         ft(root, "prune", "--undo")
         found = stages(root, ft)
         assert found["prune"][0] == "missing"
-        assert found["split"] == ("stale", "`ft prune` has run since: run `ft split 0.4` again")
+        assert found["split"] == ("stale", "`ft prune` has changed since: run `ft split 0.4` again")
 
     def test_what_has_changed_in_raw(self, root: Path, ft: Callable, drawn: Path) -> None:
         ft(root, "prune", "--min", 2)
@@ -272,18 +317,23 @@ class TestStatus:
         (root / "raw" / "bob" / "1.jpg").touch()
         state, detail = stages(root, ft)["align"]
         assert state == "stale"
-        assert detail == "2 photographs new, 1 photographs touched, 1 photographs gone since: run `ft align` again; 30 aligned"
+        assert detail == "2 new, 1 touched, 1 gone since: run `ft align` again; 30 aligned"
         ft(root, "align", root / "raw", root / "aligned", "--size", 32)
         found = stages(root, ft)
         assert found["align"] == ("fresh", "31 aligned, 1 no longer in RAW")
         assert found["prune"] == ("stale", "the photographs have changed: run `ft prune --min 2` again")
-        assert found["split"] == ("stale", "the photographs have changed: run `ft split 0.4 --by image` again")
+        assert found["split"] == (
+            "stale",
+            "the photographs have changed: run `ft split 0.4 --by image` again",
+        )
 
     def test_raw_is_gone(self, root: Path, ft: Callable) -> None:
         shutil.rmtree(root / "raw")
         assert stages(root, ft)["align"] == ("stale", f"{root / 'raw'} is gone; 30 aligned")
 
-    def test_a_large_tree_is_walked_on_request(self, root: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_large_tree_is_walked_on_request(
+        self, root: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("facetrain.pipeline.status.WALK_UP_TO", 10)
         (root / "raw" / "ann" / "1.jpg").unlink()
         state, detail = stages(root, ft)["align"]
@@ -291,7 +341,9 @@ class TestStatus:
         assert "--scan looks for changed photographs" in detail
         assert stages(root, ft, "--scan")["align"][0] == "stale"
 
-    def test_an_align_that_was_interrupted(self, root: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_align_that_was_interrupted(
+        self, root: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (root / "raw" / "ann" / "1.jpg").write_bytes((root / "raw" / "ann" / "2.jpg").read_bytes())
         with monkeypatch.context() as patch:
             patch.setattr("facetrain.preprocess.align_tree._write_rows", lambda *arguments: os.abort_here)  # type: ignore[attr-defined]
@@ -325,17 +377,22 @@ class TestAlign:
             return {
                 str(path): (path.stat().st_mtime_ns, path.read_bytes())
                 for path in root.rglob("*")
-                if path.is_file() and not path.name.endswith((".files.arrow", "rejected.csv")) and path.name != "lock"
+                if path.is_file()
+                and not path.name.endswith((".files.arrow", "rejected.csv"))
+                and path.name != "lock"
             }
 
         before = files()
-        assert "nothing to do, 30 as before" in ft(root, "align", root / "raw", root / "aligned", "--size", 32).stdout
+        assert (
+            "nothing to do, 30 as before"
+            in ft(root, "align", root / "raw", root / "aligned", "--size", 32).stdout
+        )
         assert files() == before
 
     def test_photographs_that_are_gone_are_reported(self, root: Path, ft: Callable) -> None:
         (root / "raw" / "ann" / "1.jpg").unlink()
         shown = ft(root, "align", root / "raw", root / "aligned", "--size", 32).stdout
-        assert f"1 photographs are no longer in {root / 'raw'}: marked missing, and not used any more" in shown
+        assert f"no longer in {root / 'raw'}: 1 photograph, marked missing and not used any more" in shown
         assert "those not aligned, and why: " in shown
         assert sum(read_index(Workspace.find(root).dataset().folder).kept.to_pylist()) == 29
 

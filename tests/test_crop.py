@@ -55,7 +55,13 @@ def test_similarity_is_the_least_squares_one(seed: int, scale: float, predictor:
 
 def test_the_five_point_template_is_insightfaces() -> None:
     spec = ImageSpec(size_px=112, landmarks="five-point", predictor=68)
-    expected = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+    expected = [
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ]
     np.testing.assert_allclose(spec.template_px, expected, atol=1e-9)
     points = np.zeros((68, 2), np.float32)
     points[36:42], points[42:48], points[30], points[48], points[54] = expected

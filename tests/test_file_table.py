@@ -10,7 +10,16 @@ import pytest
 from blake3 import blake3
 
 from facetrain import file_table
-from facetrain.file_table import RACY_NS, FileTable, Known, Listing, Stat, file_system_now_ns, find_photographs, walk
+from facetrain.file_table import (
+    RACY_NS,
+    FileTable,
+    Known,
+    Listing,
+    Stat,
+    file_system_now_ns,
+    find_photographs,
+    walk,
+)
 from facetrain.files import TEMP_PREFIX
 
 
@@ -28,8 +37,21 @@ def age(path: Path, seconds: float) -> None:
 
 class TestWalk:
     def test_photographs_of_every_kind_and_case(self, tmp_path: Path) -> None:
-        names = [f"a/{i}.{suffix}" for i, suffix in enumerate("jpg JPG jpeg Jpeg png PNG webp bmp tif TIFF".split())]
-        for name in [*names, "a/notes.txt", "a/list.CSV", "a/README", "a/.hidden.jpg", ".git/x.jpg", "a/.b/x.jpg"]:
+        names = [
+            f"a/{i}.{suffix}"
+            for i, suffix in enumerate(
+                ["jpg", "JPG", "jpeg", "Jpeg", "png", "PNG", "webp", "bmp", "tif", "TIFF"]
+            )
+        ]
+        for name in [
+            *names,
+            "a/notes.txt",
+            "a/list.CSV",
+            "a/README",
+            "a/.hidden.jpg",
+            ".git/x.jpg",
+            "a/.b/x.jpg",
+        ]:
             write(tmp_path / name)
         listing = walk(tmp_path)
         assert list(listing.photographs) == sorted(names)
@@ -37,7 +59,14 @@ class TestWalk:
         assert listing.problems == {}
 
     def test_names_of_any_kind_in_the_order_of_their_code_points(self, tmp_path: Path) -> None:
-        names = ["Ann Lee/my face.jpg", "Ærøskøbing/ø.jpg", "a\nb/1.jpg", "李小龙/😀.png", "ann/n\u0303.jpg", "ann/\xf1.jpg"]
+        names = [
+            "Ann Lee/my face.jpg",
+            "Ærøskøbing/ø.jpg",
+            "a\nb/1.jpg",
+            "李小龙/😀.png",
+            "ann/n\u0303.jpg",
+            "ann/\xf1.jpg",
+        ]
         for name in names:
             write(tmp_path / name)
         assert list(walk(tmp_path).photographs) == sorted(names)
@@ -61,7 +90,9 @@ class TestWalk:
         (tmp_path / "raw" / "ann" / "self").symlink_to(tmp_path / "raw" / "ann")
         (tmp_path / "raw" / "ann" / "3.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
         (tmp_path / "raw" / "ann" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
-        (tmp_path / "raw" / "ann" / "eats its tail.jpg").symlink_to(tmp_path / "raw" / "ann" / "eats its tail.jpg")
+        (tmp_path / "raw" / "ann" / "eats its tail.jpg").symlink_to(
+            tmp_path / "raw" / "ann" / "eats its tail.jpg"
+        )
         listing = walk(tmp_path / "raw")
         assert list(listing.photographs) == ["ann/2.jpg", "ann/3.jpg", "bob/1.jpg"]
         assert set(listing.problems) == {"ann/up", "ann/self", "ann/lost.jpg", "ann/eats its tail.jpg"}
@@ -74,7 +105,9 @@ class TestWalk:
         assert listing.photographs == {}
         assert list(listing.problems) == ["a/pipe.jpg"]
 
-    def test_a_folder_that_cannot_be_read_is_a_problem(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_cannot_be_read_is_a_problem(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write(tmp_path / "a" / "1.jpg")
         write(tmp_path / "b" / "1.jpg")
         real = os.scandir
@@ -193,7 +226,9 @@ class TestFileTable:
         listing = walk(tmp_path / "tree")
         path.unlink()
         table = FileTable(tmp_path / "files.arrow")
-        assert table.refresh(tmp_path / "tree", listing.photographs) == {"a/1.jpg": "No such file or directory"}
+        assert table.refresh(tmp_path / "tree", listing.photographs) == {
+            "a/1.jpg": "No such file or directory"
+        }
         assert table.known == {}
 
     def test_the_clock_leaves_no_trace(self, tmp_path: Path) -> None:

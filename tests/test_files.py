@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from facetrain.files import TEMP_PREFIX, replacing, sweep, temp_path, write_bytes, write_if_changed, write_json
+from facetrain.files import (
+    TEMP_PREFIX,
+    replacing,
+    sweep,
+    temp_path,
+    write_bytes,
+    write_if_changed,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -26,10 +34,15 @@ def test_a_write_replaces_the_old_file(tmp_path: Path, sync: bool) -> None:
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), replacing(path) as temp:
-        temp.write_bytes(b"half")
-        assert path.read_bytes() == b"old"
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with replacing(path) as temp:
+            temp.write_bytes(b"half")
+            assert path.read_bytes() == b"old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -68,7 +81,12 @@ def test_sweep_takes_what_the_dead_left(tmp_path: Path) -> None:
     ended.wait()
     kept = tmp_path / f"{TEMP_PREFIX}{living.pid}-1"
     (tmp_path / "photograph.jpg").touch()
-    for path in (kept, tmp_path / f"{TEMP_PREFIX}{ended.pid}-2", tmp_path / f"{TEMP_PREFIX}old", temp_path(tmp_path, "x")):
+    for path in (
+        kept,
+        tmp_path / f"{TEMP_PREFIX}{ended.pid}-2",
+        tmp_path / f"{TEMP_PREFIX}old",
+        temp_path(tmp_path, "x"),
+    ):
         path.touch()
     try:
         sweep(tmp_path)

@@ -34,7 +34,9 @@ def test_every_field_counts(name: str) -> None:
     spec, other = ImageSpec(), ImageSpec(**{name: OTHERS[name]})
     assert ImageSpec.from_json(other.to_json()) == other
     assert other.to_json() != spec.to_json()
-    with pytest.raises(SpecMismatch, match=rf"^A and B hold .*{name} {getattr(spec, name)} against {OTHERS[name]}") as e:
+    with pytest.raises(
+        SpecMismatch, match=rf"^A and B hold .*{name} {getattr(spec, name)} against {OTHERS[name]}"
+    ) as e:
         require_same(spec, "A", other, "B")
     assert "\n" not in str(e.value)
 
@@ -47,9 +49,15 @@ def test_equal_specs_pass() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"landmarks": "ears"}, "unknown landmark set 'ears': choose one of inner-eyes-bottom-lip, outer-eyes-nose"),
+        (
+            {"landmarks": "ears"},
+            "unknown landmark set 'ears': choose one of inner-eyes-bottom-lip, outer-eyes-nose",
+        ),
         ({"predictor": 12}, "choose 5 or 68"),
-        ({"landmarks": "inner-eyes-bottom-lip", "predictor": 5}, "needs points that only --predictor 68 finds"),
+        (
+            {"landmarks": "inner-eyes-bottom-lip", "predictor": 5},
+            "needs points that only --predictor 68 finds",
+        ),
         ({"size_px": 15}, "choose a size from 16 to 1024"),
         ({"size_px": 1025}, "choose a size from 16 to 1024"),
         ({"format": "gif"}, "choose jpg or png"),
@@ -70,7 +78,9 @@ def test_a_spec_of_another_version() -> None:
 
 def test_templates_scale_with_the_crop() -> None:
     for name in LANDMARK_SETS:
-        small, large = (ImageSpec(size_px=size, landmarks=name, predictor=68).template_px for size in (50, 100))
+        small, large = (
+            ImageSpec(size_px=size, landmarks=name, predictor=68).template_px for size in (50, 100)
+        )
         np.testing.assert_allclose(2 * np.array(small), large)
 
 

@@ -64,7 +64,9 @@ def test_imports_lead_downwards(module: str) -> None:
         if name == "facetrain":
             continue
         other_height, other_part = layer(name)
-        assert other_height < height or (other_height, other_part) == (height, part), f"{module} imports {name}"
+        assert other_height < height or (other_height, other_part) == (height, part), (
+            f"{module} imports {name}"
+        )
 
 
 def test_the_layers_are_those_of_the_package() -> None:
@@ -93,7 +95,17 @@ for name in names:
     assert not heavy, (name, heavy)
 print(*main.commands)
 """
-    assert set(run(code).split()) >= {"synth", "align", "prune", "split", "cache", "train", "evaluate", "plot-loss", "status"}
+    assert set(run(code).split()) >= {
+        "synth",
+        "align",
+        "prune",
+        "split",
+        "cache",
+        "train",
+        "evaluate",
+        "plot-loss",
+        "status",
+    }
 
 
 def test_the_version_is_light() -> None:
@@ -110,7 +122,8 @@ assert not [module for module in {HEAVY} if module in sys.modules]
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "errors", "files", "image_spec", "plugins", "progress", "workers", "workspace", "batch"]
+    "module",
+    ["config", "errors", "files", "image_spec", "plugins", "progress", "workers", "workspace", "batch"],
 )
 def test_base_modules_are_light(module: str) -> None:
     code = f"""

@@ -74,13 +74,17 @@ def test_undecodable_crops_are_not_usable(tmp_path: Path) -> None:
     assert list(index.status_counts()) == [status for status in STATUSES if status in index.status_counts()]
 
 
-@pytest.mark.parametrize(("name", "stage", "values"), [("kept", "prune", [True]), ("split", "split", ["train"])])
+@pytest.mark.parametrize(
+    ("name", "stage", "values"), [("kept", "prune", [True]), ("split", "split", ["train"])]
+)
 def test_columns_of_other_rows_are_refused(tmp_path: Path, name: str, stage: str, values: list) -> None:
     index = write_rows(tmp_path)
     index.write_column(name, pa.array(values * len(PHOTOGRAPHS)))
     assert getattr(read_index(tmp_path), name) is not None
     index = write_rows(tmp_path, [("ann/0.jpg", "ann", "aligned"), *PHOTOGRAPHS[1:]])  # as many rows, others
-    with pytest.raises(MissingStage, match=f"the photographs have changed since `ft {stage}`: run `ft {stage}` again"):
+    with pytest.raises(
+        MissingStage, match=f"the photographs have changed since `ft {stage}`: run `ft {stage}` again"
+    ):
         getattr(index, name)
 
 

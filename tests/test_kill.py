@@ -88,7 +88,10 @@ def results(root: Path) -> dict[str, bytes]:
     """All that the two commands leave, but for the times of files and of the commands themselves."""
     store = Workspace.find(root).dataset().folder
     files = [*(root / "aligned").rglob("*"), *(root / ".ft" / "cache").glob("*")]
-    files += [store / f"{name}.arrow" for name in ("rows", "cache", "undecodable")] + [store / "rejected.csv"]
+    files += [store / f"{name}.arrow" for name in ("rows", "cache", "undecodable")] + [
+        store / "rejected.csv",
+        store / "undecodable.csv",
+    ]
     return {str(path.relative_to(root)): path.read_bytes() for path in files if path.is_file()}
 
 
@@ -115,10 +118,6 @@ def damage(root: Path) -> None:
     (root / "aligned" / "bob" / "2.jpg").write_bytes(b"no picture")
 
 
-def damage(root: Path) -> None:
-    (root / "aligned" / "bob" / "2.jpg").write_bytes(b"no picture")
-
-
 def before_align(undisturbed: Path, root: Path) -> Path:
     """A copy of the workspace as it was before `ft align`."""
     shutil.copytree(undisturbed / "raw", root / "raw")
@@ -131,7 +130,9 @@ def before_cache(undisturbed: Path, root: Path) -> Path:
     return root
 
 
-def kill_at_random(root: Path, command: tuple[str, ...], files: str, kills: int, rng: np.random.Generator) -> None:
+def kill_at_random(
+    root: Path, command: tuple[str, ...], files: str, kills: int, rng: np.random.Generator
+) -> None:
     """Start the command ``kills`` times; kill it when it has made some more ``files``, or after a while."""
 
     def made() -> int:
@@ -211,7 +212,9 @@ def test_cache_is_killed_after_every_step(undisturbed: Path, tmp_path: Path) -> 
 def test_ctrl_c_is_one_line(undisturbed: Path, tmp_path: Path) -> None:
     root = before_align(undisturbed, tmp_path / "root")
     process = start(root, ALIGN)
-    while process.poll() is None and not (root / "aligned").is_dir():  # it has begun; its workers are being started
+    while (
+        process.poll() is None and not (root / "aligned").is_dir()
+    ):  # it has begun; its workers are being started
         time.sleep(0.002)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them

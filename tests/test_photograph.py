@@ -75,7 +75,9 @@ def test_grey_palette_and_cmyk_become_rgb() -> None:
         read_photograph(encoded(grey, "PNG")), np.repeat(np.asarray(grey)[..., None], 3, axis=2)
     )
     palette = Image.fromarray(picture() // 64 * 64).convert("P", palette=Image.Palette.ADAPTIVE)
-    np.testing.assert_array_equal(read_photograph(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        read_photograph(encoded(palette, "PNG")), np.asarray(palette.convert("RGB"))
+    )
     cmyk = Image.fromarray(picture()).convert("CMYK")
     read = read_photograph(encoded(cmyk, "JPEG", quality=98))
     assert np.abs(read.astype(int) - picture()).max() < 12
@@ -123,7 +125,10 @@ JPEG = encoded(Image.fromarray(picture(200, 200)), "JPEG")
 DAMAGED = {
     "empty": (b"", "the file is empty"),
     "text": (b"this is a letter, not a picture\n" * 20, "no image format that we know"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "no image format that we know"),
+    "postscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "no image format that we know",
+    ),
     "zeros": (bytes(100_000), "no image format that we know"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], "damaged: "),
     "a JPEG's first bytes": (JPEG[:3], "no image format that we know"),
@@ -171,12 +176,11 @@ def test_no_damage_raises_anything_else(suffix: str, where: float, junk: bytes) 
     data[start : start + len(junk)] = junk
     try:
         image = read_photograph(bytes(data), max_pixels=10_000)
-    except Unreadable as error:
-        assert str(error)
-    else:
-        assert image.ndim == 3
-        assert image.shape[2] == 3
-        assert image.dtype == np.uint8
+    except Unreadable:
+        return
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+    assert image.dtype == np.uint8
 
 
 def test_a_real_drawn_photograph(drawn: Path) -> None:

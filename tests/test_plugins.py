@@ -11,7 +11,9 @@ from facetrain.errors import UserError
 from facetrain.plugins import BUILT_IN, available, check_arguments, resolve
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family in BUILT_IN for name in BUILT_IN[family]])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in BUILT_IN for name in BUILT_IN[family]]
+)
 def test_every_built_in_part_is_there(family: str, name: str) -> None:
     part = resolve(family, name)
     assert callable(part)
@@ -29,7 +31,10 @@ def test_module_and_attribute() -> None:
         ("nn4.small", r"no 'nn4.small' among the backbones: did you mean 'nn4.small2'\? there are "),
         ("iresnetsmall", "did you mean 'iresnet.small'"),
         ("zzz", r"no 'zzz' among the backbones: there are iresnet.small, nn4.small2 \(or module:attribute\)"),
-        ("no_such_module:thing", "cannot load no_such_module:thing of backbones: No module named 'no_such_module'"),
+        (
+            "no_such_module:thing",
+            "cannot load no_such_module:thing of backbones: No module named 'no_such_module'",
+        ),
         ("pathlib:Route", "cannot load pathlib:Route of backbones: .*Route"),
     ],
 )
@@ -41,7 +46,9 @@ def test_unknown_parts(name: str, says: str) -> None:
 
 def installed(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
     everything = EntryPoints(points)
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda **which: everything.select(**which))
+    monkeypatch.setattr(
+        plugins.importlib.metadata, "entry_points", lambda **which: everything.select(**which)
+    )
 
 
 def test_an_installed_part(monkeypatch: pytest.MonkeyPatch) -> None:

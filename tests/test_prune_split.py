@@ -54,9 +54,16 @@ class TestPrune:
             prune(text(["ann"]), flags([True]), minimum)
 
 
-def split_by_identity(names: list[str], ratio: float, seed: int = 0, kept: list[bool] | None = None) -> dict[str, str]:
+def split_by_identity(
+    names: list[str], ratio: float, seed: int = 0, kept: list[bool] | None = None
+) -> dict[str, str]:
     column = split(
-        text(names), hashes(list(range(len(names)))), flags(kept or [True] * len(names)), ratio, by="identity", seed=seed
+        text(names),
+        hashes(list(range(len(names)))),
+        flags(kept or [True] * len(names)),
+        ratio,
+        by="identity",
+        seed=seed,
     )
     sides: dict[str, set[str]] = {}
     for name, side in zip(names, column.to_pylist(), strict=True):
@@ -75,7 +82,9 @@ class TestSplitByIdentity:
         before = split_by_identity(CROWD, 0.3, seed)
         everyone = [*(f"person {i}" for i in more), *CROWD]
         cut = len(everyone) // 8
-        everyone = [name for part in order for name in everyone[part * cut : (part + 1) * cut]] + everyone[8 * cut :]
+        everyone = [name for part in order for name in everyone[part * cut : (part + 1) * cut]] + everyone[
+            8 * cut :
+        ]
         after = split_by_identity(everyone, 0.3, seed)
         assert {name: after[name] for name in CROWD} == before
 
@@ -107,7 +116,10 @@ class TestSplitByIdentity:
 
     def test_a_larger_share_contains_the_smaller(self) -> None:
         names = [f"person {i}" for i in range(2000)]
-        val = [{n for n, side in split_by_identity(names, ratio).items() if side == "val"} for ratio in (0.1, 0.2)]
+        val = [
+            {n for n, side in split_by_identity(names, ratio).items() if side == "val"}
+            for ratio in (0.1, 0.2)
+        ]
         assert val[0] < val[1]
 
     def test_another_seed_is_another_split(self) -> None:
@@ -143,7 +155,9 @@ def test_an_unknown_way_and_no_rows() -> None:
 
 class TestSplitByImage:
     ROWS = st.lists(
-        st.tuples(st.sampled_from([None, "ann", "bob", "cat"]), st.integers(0, 15), st.booleans()), min_size=1, max_size=40
+        st.tuples(st.sampled_from([None, "ann", "bob", "cat"]), st.integers(0, 15), st.booleans()),
+        min_size=1,
+        max_size=40,
     ).filter(lambda rows: any(name is not None and kept for name, _, kept in rows))
 
     @given(ROWS, st.floats(0.01, 0.99), st.integers(0, 9))
@@ -151,7 +165,10 @@ class TestSplitByImage:
     def test_everyone_keeps_a_photograph_to_train_on(self, rows: list, ratio: float, seed: int) -> None:
         names = [name for name, _, _ in rows]
         kept = [name is not None and keep for name, _, keep in rows]
-        contents = [None if not keep and number == 0 else number for (_, number, _), keep in zip(rows, kept, strict=True)]
+        contents = [
+            None if not keep and number == 0 else number
+            for (_, number, _), keep in zip(rows, kept, strict=True)
+        ]
         column = split(text(names), hashes(contents), flags(kept), ratio, by="image", seed=seed).to_pylist()
         for name in {name for name, keep in zip(names, kept, strict=True) if keep}:
             sides = [side for side, n, keep in zip(column, names, kept, strict=True) if keep and n == name]
@@ -165,7 +182,9 @@ class TestSplitByImage:
     def test_the_share_and_what_is_added(self) -> None:
         names = [f"person {i % 500}" for i in range(20_000)]
         contents = list(range(20_000))
-        first = split(text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=3).to_pylist()
+        first = split(
+            text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=3
+        ).to_pylist()
         # Each of the 500 people has 40; the last of them is for training whatever its hash.
         assert abs(first.count("val") / 20_000 - 0.2) < 0.015
         more = split(
@@ -177,7 +196,9 @@ class TestSplitByImage:
             seed=3,
         ).to_pylist()
         assert more[:20_000] == first
-        other = split(text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=4).to_pylist()
+        other = split(
+            text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=4
+        ).to_pylist()
         both = sum(a == b == "val" for a, b in zip(first, other, strict=True))
         assert 600 < both < 1000, "independent: 4 % are in both"
 
@@ -187,7 +208,9 @@ def test_half_a_million_rows_are_no_matter() -> None:
     rng = np.random.default_rng(0)
     people = rng.integers(0, 30_000, 500_000)
     names = pa.chunked_array([pa.array([f"person {i}" for i in range(30_000)])]).take(pa.array(people))
-    contents = pa.chunked_array([pa.FixedSizeBinaryArray.from_buffers(CONTENT, 500_000, [None, pa.py_buffer(rng.bytes(16_000_000))])])
+    contents = pa.chunked_array(
+        [pa.FixedSizeBinaryArray.from_buffers(CONTENT, 500_000, [None, pa.py_buffer(rng.bytes(16_000_000))])]
+    )
     usable = pa.chunked_array([pa.array(rng.random(500_000) < 0.9)])
     enough = prune(names, usable, 15)
     counts = np.bincount(people[usable.to_numpy()], minlength=30_000)
@@ -209,7 +232,11 @@ class TestExportTree:
             tmp_path / "aligned", text(crops), text(["train", "val", "train"]), tmp_path / "out", done.append
         )
         assert (counts, sum(done)) == ({"train": 2, "val": 1}, 3)
-        found = {str(p.relative_to(tmp_path / "out")): p.read_text() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        found = {
+            str(p.relative_to(tmp_path / "out")): p.read_text()
+            for p in (tmp_path / "out").rglob("*")
+            if p.is_file()
+        }
         assert found == {
             "train/ann/1.jpg": "ann/1.jpg", "val/ann/b/2.jpg": "ann/b/2.jpg", "train/bob/1.png.jpg": "bob/1.png.jpg"
         }  # fmt: skip
@@ -258,7 +285,9 @@ class TestCommands:
         assert sum(kept_and_split(root)[0]) == 20
         ft(root, "prune", "--min", 2)
         assert sum(kept_and_split(root)[0]) == 22, "a second prune starts from everyone"
-        photographs = {p: p.read_bytes() for p in [*(root / "raw").rglob("*.jpg"), *(root / "aligned").rglob("*.jpg")]}
+        photographs = {
+            p: p.read_bytes() for p in [*(root / "raw").rglob("*.jpg"), *(root / "aligned").rglob("*.jpg")]
+        }
         assert "everyone is kept again" in ft(root, "prune", "--undo").stdout
         assert kept_and_split(root)[0] == everyone
         assert {p: p.read_bytes() for p in photographs} == photographs
@@ -291,12 +320,16 @@ class TestCommands:
         after = dict(zip(index.rows["path"].to_pylist(), index.split.to_pylist(), strict=True))
         assert after == {path: None if path.startswith("ann") else side for path, side in before.items()}
 
-    def test_both_must_run_again_when_photographs_change(self, root: Path, ft: Callable, wrong: Callable) -> None:
+    def test_both_must_run_again_when_photographs_change(
+        self, root: Path, ft: Callable, wrong: Callable
+    ) -> None:
         ft(root, "prune", "--min", 1)
         ft(root, "split", 0.5)
         remove(root, "ann", 4)
         ft(root, "align", root / "raw", root / "aligned", "--size", 32)
-        assert "the photographs have changed since `ft prune`: run `ft prune` again" in wrong(root, "split", 0.5)
+        assert "the photographs have changed since `ft prune`: run `ft prune` again" in wrong(
+            root, "split", 0.5
+        )
         assert "the photographs have changed since `ft prune`: run `ft prune` again" in wrong(root, "cache")
         ft(root, "prune", "--min", 1)
         assert "since `ft split`: run `ft split` again" in wrong(root, "export-tree", root / "out")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from facetrain.datasets.samplers import Draw, PeopleSampler
 from facetrain.errors import UserError
 
-COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=30).filter(lambda counts: sum(c >= 2 for c in counts) >= 2)
+COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=30).filter(
+    lambda counts: sum(c >= 2 for c in counts) >= 2
+)
 
 
 def labels_of(counts: list[int], seed: int = 0) -> np.ndarray:
@@ -84,7 +86,10 @@ def test_an_epoch_holds_about_as_many_photographs_as_there_are() -> None:
 
 
 def same(a: list[Draw], b: list[Draw]) -> bool:
-    return all(x.positions.tolist() == y.positions.tolist() and x.num_anchors == y.num_anchors for x, y in zip(a, b, strict=True))
+    return all(
+        x.positions.tolist() == y.positions.tolist() and x.num_anchors == y.num_anchors
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_seed_and_epoch_decide() -> None:

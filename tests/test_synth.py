@@ -33,7 +33,7 @@ def test_layout_and_report(tmp_path: Path) -> None:
     assert list(content(out)) == expected
     assert (report.people, report.photographs, report.drawn) == (3, 6, 6)
     assert report.seconds > 0 and sum(steps) == 6
-    record = json.loads((out / "synth.json").read_text())
+    record = json.loads((out / ".synth.json").read_text())
     assert (record["seed"], record["size_px"], record["identities"], record["images"]) == (1, 96, 3, 2)
     assert [path.name for path in out.rglob("*") if path.name.startswith(TEMP_PREFIX)] == []
 
@@ -78,7 +78,7 @@ def test_a_larger_run_extends_a_smaller_one(tmp_path: Path) -> None:
     assert content(tmp_path / "at once") == after
     small(out, identities=1, images=1)  # a smaller run takes nothing away
     assert content(out) == after
-    assert json.loads((out / "synth.json").read_text())["identities"] == 3
+    assert json.loads((out / ".synth.json").read_text())["identities"] == 3
 
 
 def test_an_interrupted_run_draws_only_what_is_missing(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_folder_drawn_otherwise_is_refused(tmp_path: Path, changes: dict[str, 
 
 def test_another_version_of_the_generator_is_refused(tmp_path: Path) -> None:
     small(tmp_path)
-    record = json.loads((tmp_path / "synth.json").read_text())
-    (tmp_path / "synth.json").write_text(json.dumps(record | {"generator_version": 0}))
+    record = json.loads((tmp_path / ".synth.json").read_text())
+    (tmp_path / ".synth.json").write_text(json.dumps(record | {"generator_version": 0}))
     with pytest.raises(UserError, match="generator version 0"):
         small(tmp_path)
 
@@ -142,10 +142,10 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
         small(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         small(tmp_path / "holiday.jpg")
-    (tmp_path / "synth.json").write_text("not JSON")
+    (tmp_path / ".synth.json").write_text("not JSON")
     with pytest.raises(UserError, match="not a record"):
         small(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["holiday.jpg", "synth.json"]
+    assert sorted(os.listdir(tmp_path)) == ["holiday.jpg", ".synth.json"]
 
 
 def test_people_and_photographs_count_from_one() -> None:

@@ -34,7 +34,9 @@ class TestFind:
         assert Workspace.find().root == workspace.root
         assert Workspace.find(create=True).root == workspace.root
 
-    def test_a_named_one_is_not_searched_for(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_named_one_is_not_searched_for(
+        self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (workspace.root / "a").mkdir()
         with pytest.raises(MissingStage):
             Workspace.find(workspace.root / "a")
@@ -91,7 +93,9 @@ class TestDatasets:
 
     def test_by_name(self, workspace: Workspace) -> None:
         dataset = workspace.add_dataset(workspace.root / "raw", workspace.root / "one")
-        with pytest.raises(UserError, match="no folder one: name an aligned tree, or run `ft align RAW one` first"):
+        with pytest.raises(
+            UserError, match="no folder one: name an aligned tree, or run `ft align RAW one` first"
+        ):
             workspace.dataset(Path("one"))
         (workspace.root / "one").mkdir()
         assert workspace.dataset(Path("one")).folder == dataset.folder
@@ -130,7 +134,7 @@ class TestDatasets:
         dataset = workspace.add_dataset(workspace.root / "raw", workspace.root / "aligned")
         workspace.make_current(dataset)
         (dataset.folder / "dataset.json").write_text(text)
-        with pytest.raises(UserError, match="is no dataset of this workspace .*: run `ft align` again"):
+        with pytest.raises(UserError, match=r"is no dataset of this workspace .*: run `ft align` again"):
             workspace.dataset()
         workspace.add_dataset(workspace.root / "raw", workspace.root / "aligned")
         assert workspace.dataset().raw == workspace.root / "raw"
@@ -174,9 +178,10 @@ class TestRuns:
 
 class TestLock:
     def test_one_writer_at_a_time(self, workspace: Workspace) -> None:
-        with workspace.lock(), pytest.raises(Locked, match=rf"process {os.getpid()}\) is writing to this workspace"):
-            with Workspace.find(workspace.root).lock():
-                pass
+        again = Workspace.find(workspace.root)
+        message = rf"process {os.getpid()}\) is writing to this workspace"
+        with workspace.lock(), pytest.raises(Locked, match=message), again.lock():
+            pytest.fail("two writers")
         with workspace.lock():
             pass
 

@@ -1,7 +1,7 @@
 """Augmentation with DALI, from the batch as gathered. Every draw follows from (seed, epoch, position).
 
-Strength, one number from 0 (only flips) upwards; 1 is what suits aligned face crops: rotation up to 12°, scale by up to
-12 %, shift up to 6 % of the side, brightness, contrast and saturation by up to 25 %, three in twenty in grey. All of the
+Strength, one number from 0 (only flips) upwards; 1 is what suits aligned face crops: rotation up to 6°, scale by up to
+6 %, shift up to 3 % of the side, brightness, contrast and saturation by up to 12 %, three in twenty in grey. All of the
 geometry is one warp per image, so that pixels are interpolated once.
 """
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from facetrain.errors import UserError
 
-ROTATION_RAD = np.deg2rad(12)
-LOG_SCALE = np.log(1.12)
-SHIFT = 0.06  # of the side
-COLOUR = 0.25
+ROTATION_RAD = np.deg2rad(6)
+LOG_SCALE = np.log(1.06)
+SHIFT = 0.03  # of the side
+COLOUR = 0.125
 GREY_PROBABILITY = 0.15
 
 

@@ -24,6 +24,7 @@ from facetrain.datasets.decode import Decoder
 from facetrain.datasets.shards import DecodeSpec, assign_leaves, identity_hash, map_shard, shard_name, write_shard
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, walk
+from facetrain.files import write_csv
 from facetrain.image_spec import ImageSpec
 from facetrain.index import CONTENT, Index, read_index, read_table, write_table
 
@@ -47,6 +48,7 @@ class CacheReport:
     decoded: int
     copied: int
     undecodable: int
+    undecodable_list: Path
     absent: int  # crops that the index knows and the aligned tree has not
     shards_written: int
     shards_kept: int
@@ -118,6 +120,7 @@ def build_cache(
         decoded=builder.decoded,
         copied=builder.copied,
         undecodable=len(undecodable.rows),
+        undecodable_list=undecodable.csv,
         absent=absent,
         shards_written=builder.written,
         shards_kept=len(names) - builder.written,
@@ -188,6 +191,12 @@ class _Undecodable:
         columns = list(zip(*sorted(self.rows), strict=True)) or [()] * len(UNDECODABLE)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, UNDECODABLE, strict=True)]
         write_table(self.path, pa.table(arrays, schema=UNDECODABLE))
+        write_csv(self.csv, ("path", "reason"), [(path, reason) for path, _, reason in sorted(self.rows)])
+
+    @property
+    def csv(self) -> Path:
+        """The same for people and spreadsheets."""
+        return self.path.with_suffix(".csv")
 
 
 def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
@@ -199,8 +208,7 @@ def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
     position = pc.index_in(index.rows["aligned"].take(row), files["aligned"].combine_chunks())
     still = pc.equal(known["content"], files["content"].take(position)).fill_null(False)
     undecodable = _Undecodable(path, [tuple(row.values()) for row in known.filter(still).to_pylist()])
-    if len(undecodable.rows) < known.num_rows:
-        undecodable.save()
+    undecodable.save()
     return undecodable
 
 

@@ -63,7 +63,7 @@ def find_checkpoint(workspace: Workspace | None, which: str | None) -> Path:
     best = folder / "checkpoints" / "best.safetensors"
     if not best.is_file():
         known = ", ".join(run.name for run in workspace.runs()) if workspace else ""
-        raise UserError(f"no checkpoint of a run '{which}': there are the runs {known or '(none)'}")
+        raise UserError(f"no run or checkpoint '{which}': there are the runs {known or '(none)'}")
     return best
 
 

@@ -82,7 +82,7 @@ def _raw_changes(dataset: Dataset, index: Index) -> str:
         for path, stat in listing.photographs.items()
     )
     parts = [(new, "new"), (touched, "touched"), (gone, "gone")]
-    return ", ".join(f"{count:,} photographs {what}" for count, what in parts if count > 0)
+    return ", ".join(f"{count:,} {what}" for count, what in parts if count > 0)
 
 
 def _stale(record: StageRecord, index: Index) -> bool:
@@ -110,7 +110,7 @@ def _split(dataset: Dataset, index: Index) -> Line:
     if _stale(record, index):
         return Line("split", "stale", f"the photographs have changed: run `{command}` again")
     if record.inputs["kept"] != (file_fingerprint(dataset.folder / "kept.arrow") or ""):
-        return Line("split", "stale", f"`ft prune` has run since: run `{command}` again")
+        return Line("split", "stale", f"`ft prune` has changed since: run `{command}` again")
     parts = []
     for part in ("train", "val"):
         people, photographs = count_people(index.rows, pc.equal(index.split, part).fill_null(False))

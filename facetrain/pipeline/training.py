@@ -69,7 +69,7 @@ def start(
     torch_device = device_of(device)
     folder = workspace.run_folder(name or _free_name(workspace, config))
     if folder.exists():
-        raise UserError(f"there is a run '{folder.name}': choose another --name, or `ft train --resume {folder.name}`")
+        raise UserError(f"there is a run '{folder.name}' already: choose another --name")
     dataset = workspace.dataset(aligned)
     photos, val = _photographs(workspace, dataset, threads, say)
     parts = _build(config, photos, val, torch_device, threads)
@@ -153,7 +153,7 @@ def _photographs(
     if report.shards_written:
         say(f"cached {report.images:,} crops ({report.decoded:,} decoded) in {report.seconds:.1f} s")
     if report.undecodable:
-        say(f"{report.undecodable:,} crops cannot be decoded and are left out: `ft status` names them")
+        say(f"{report.undecodable:,} crops cannot be decoded and are left out: see {report.undecodable_list}")
     if report.absent:
         say(f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again")
     index = read_index(dataset.folder)  # the cache may have rejected some

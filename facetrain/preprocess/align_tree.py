@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from facetrain.errors import SpecMismatch, UserError
 from facetrain.file_table import FileTable, Known, Listing, Stat, file_system_now_ns, find_photographs, walk
-from facetrain.files import write_if_changed
+from facetrain.files import write_csv, write_if_changed
 from facetrain.image_spec import FORMATS, ImageSpec
 from facetrain.index import ALIGNED, ROWS, STATUSES, read_table, write_table
 from facetrain.preprocess.aligner import AlignSettings, Outcome, Task, align_block, crop_path, identity_of
@@ -285,15 +285,9 @@ def _write_spec(aligned: Path, spec: ImageSpec) -> None:
 
 
 def _write_rejected(store: Path, rows: dict[str, Outcome]) -> Path:
-    """A list for people and spreadsheets: path, status, reason of every photograph that has no crop."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "status", "reason"])
-    writer.writerows([r.path, r.status, r.reason] for _, r in sorted(rows.items()) if r.status != ALIGNED)
-    write_if_changed(store / "rejected.csv", text.getvalue().encode())
+    """The list of the photographs that have no crop, and why."""
+    rejected = [(row.path, row.status, row.reason) for _, row in sorted(rows.items()) if row.status != ALIGNED]
+    write_csv(store / "rejected.csv", ("path", "status", "reason"), rejected)
     return store / "rejected.csv"
 
 

@@ -21,7 +21,7 @@ from facetrain.files import TEMP_PREFIX, sweep, write_bytes, write_json
 from facetrain.workers import process_pool, unordered
 
 GENERATOR_VERSION = 1  # raise it with every change that draws other pixels
-RECORD = "synth.json"
+RECORD = ".synth.json"
 MIN_SIZE_PX = 64
 PHOTOGRAPHS_PER_TASK = 32
 
