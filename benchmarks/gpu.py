@@ -34,56 +34,67 @@ def milliseconds(step: Callable[[], object], repeats: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def training_table(repeats: int) -> list[str]:
-    """Training step, forward to optimiser, of every backbone on random pictures."""
+def training_step(name: str, size: int, dtype: torch.dtype) -> Callable[[], None]:
+    """One step, forward to optimiser, of a backbone on ``size`` random pictures."""
+    from facetrain.batch import Batch
     from facetrain.config import TrainConfig
-    from facetrain.plugins import BUILT_IN
     from facetrain.train.checkpoint import build_backbone
     from facetrain.train.optimiser import build_optimiser
     from facetrain.train.trainers.triplet import TripletTrainer
 
-    from facetrain.batch import Batch
+    device = torch.device("cuda")
+    backbone = build_backbone(name, {}, 128, 96).to(device, memory_format=torch.channels_last)
+    trainer = TripletTrainer(size // 4, 128)
+    optimiser = build_optimiser(TrainConfig(), backbone)
+    images = torch.randn(size, 3, 96, 96, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(size // 4, device=device).repeat_interleave(4)
+    batch = Batch(images, labels, labels, size)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            embeddings = backbone(batch.images)
+        loss, _ = trainer(embeddings.float(), batch, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def training_table(repeats: int) -> list[str]:
+    """The training step of every backbone, as lines of a table."""
+    from facetrain.plugins import BUILT_IN
 
     lines = [
         "| backbone | batch | precision | ms/step | images/s | peak MB |",
         "|---|---:|---|---:|---:|---:|",
     ]
-    device = torch.device("cuda")
     for name in BUILT_IN["backbones"]:
         for size in (180, 720):
             for dtype in (torch.float32, torch.bfloat16):
                 torch.cuda.reset_peak_memory_stats()
-                backbone = build_backbone(name, {}, 128, 96).to(device, memory_format=torch.channels_last)
-                trainer = TripletTrainer(size // 4, 128)
-                optimiser = build_optimiser(TrainConfig(), backbone)
-                images = torch.randn(size, 3, 96, 96, device=device).to(memory_format=torch.channels_last)
-                labels = torch.arange(size // 4, device=device).repeat_interleave(4)
-                batch = Batch(images, labels, labels, size)
-                generator = torch.Generator(device).manual_seed(0)
-
-                def step() -> None:
-                    with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.bfloat16):
-                        embeddings = backbone(batch.images)
-                    loss, _ = trainer(embeddings.float(), batch, generator)
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
-
-                ms = milliseconds(step, repeats)
+                ms = milliseconds(training_step(name, size, dtype), repeats)
                 peak = torch.cuda.max_memory_allocated() / 1e6
                 precision = str(dtype).removeprefix("torch.")
-                lines.append(f"| {name} | {size} | {precision} | {ms:.2f} | {1000 * size / ms:,.0f} | {peak:,.0f} |")
+                lines.append(
+                    f"| {name} | {size} | {precision} | {ms:.2f} | {1000 * size / ms:,.0f} | {peak:,.0f} |"
+                )
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few repeats, to see that it runs")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("No NVIDIA GPU here: GPU tests and benchmarks skipped.")
         return
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], cwd=ROOT)
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"], cwd=ROOT
+    )
     card = torch.cuda.get_device_name()
     out = ROOT / "docs" / "gpu" / f"{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}.md"
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"

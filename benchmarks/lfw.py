@@ -59,7 +59,9 @@ def ft(work: Path, *arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lfw", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("options", nargs="*", help="for ft train, after --")

@@ -37,7 +37,9 @@ def ft(workspace: Path, *arguments: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--raw", type=Path, help="a folder of photographs, one folder a person")
     parser.add_argument("--min", default="2", help="for ft prune")
     parser.add_argument("--epochs", default="1", help="for ft train; 0 leaves it out")
@@ -64,7 +66,9 @@ def main() -> None:
         ):
             rows.append((title, ft(work, *command)))
         if int(arguments.epochs):
-            rows.append((f"ft train --epochs {arguments.epochs}", ft(work, "train", "--epochs", arguments.epochs)))
+            rows.append(
+                (f"ft train --epochs {arguments.epochs}", ft(work, "train", "--epochs", arguments.epochs))
+            )
             rows.append(("ft evaluate (validation split)", ft(work, "evaluate")))
             rows.append(("ft plot-loss", ft(work, "plot-loss")))
 

@@ -129,7 +129,9 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 @click.option("--identities", type=int, default=100, show_default=True, help="People.")
 @click.option("--images", type=int, default=20, show_default=True, help="Photographs of each person.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other people.")
-@click.option("--size", "size_px", type=int, default=250, show_default=True, help="Side of a photograph in pixels.")
+@click.option(
+    "--size", "size_px", type=int, default=250, show_default=True, help="Side of a photograph in pixels."
+)
 @jobs_option("Worker processes.")
 def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs: int) -> None:
     """Draw synthetic photographs of people into OUT, for trying things out.
@@ -143,7 +145,13 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     with Progress("drawing", "photographs") as bar:
         bar.begin(max(identities, 0) * max(images, 0))
         report = synthesise(
-            out, identities=identities, images=images, seed=seed, size_px=size_px, jobs=jobs, on_progress=bar.advance
+            out,
+            identities=identities,
+            images=images,
+            seed=seed,
+            size_px=size_px,
+            jobs=jobs,
+            on_progress=bar.advance,
         )
     click.echo(
         f"{report.photographs:,} photographs of {report.people:,} people in {out} "
@@ -176,9 +184,13 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     metavar="RULE",
     help="Of several faces take the largest, the one nearest the centre, or skip the photograph.",
 )
-@click.option("--format", "image_format", default="jpg", show_default=True, metavar="jpg|png", help="Of the crops.")
+@click.option(
+    "--format", "image_format", default="jpg", show_default=True, metavar="jpg|png", help="Of the crops."
+)
 @click.option("--quality", type=int, default=95, show_default=True, help="JPEG quality.")
-@click.option("--redo", is_flag=True, help="Align every photograph again; needed to change the settings of ALIGNED.")
+@click.option(
+    "--redo", is_flag=True, help="Align every photograph again; needed to change the settings of ALIGNED."
+)
 @jobs_option("Worker processes.")
 @click.pass_context
 def align(
@@ -223,27 +235,42 @@ def align(
     table(rows)
     rate = report.looked_at / report.seconds
     done = f"{report.looked_at:,} looked at ({rate:,.0f}/s), " if report.looked_at else "nothing to do, "
-    click.echo(f"{total:,} photographs: {done}{report.unchanged:,} as before; {human_duration(report.seconds)}")
+    click.echo(
+        f"{total:,} photographs: {done}{report.unchanged:,} as before; {human_duration(report.seconds)}"
+    )
     if report.ignored:
-        kinds = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in sorted(report.ignored.items()))
+        kinds = ", ".join(
+            f"{n:,} {suffix or 'without a suffix'}" for suffix, n in sorted(report.ignored.items())
+        )
         click.echo(f"files that are no photographs, passed over: {kinds}")
     if report.disappeared:
-        click.echo(f"no longer in {raw}: {count(report.disappeared, 'photograph')}, marked missing and not used any more")
+        click.echo(
+            f"no longer in {raw}: {count(report.disappeared, 'photograph')}, marked missing and not used any more"
+        )
     if total > report.counts[ALIGNED]:
         click.echo(f"those not aligned, and why: {os.path.relpath(report.rejected_list)}")
 
 
 def people_table(rows: dict[str, People]) -> None:
-    table([("", "people", "photographs"), *((name, f"{p.people:,}", f"{p.photographs:,}") for name, p in rows.items())])
+    table(
+        [
+            ("", "people", "photographs"),
+            *((name, f"{p.people:,}", f"{p.photographs:,}") for name, p in rows.items()),
+        ]
+    )
 
 
 @main.command()
 @dataset_argument
-@click.option("--min", "min_photographs", type=int, help="Keep people with at least so many aligned photographs.")
+@click.option(
+    "--min", "min_photographs", type=int, help="Keep people with at least so many aligned photographs."
+)
 @click.option("--undo", is_flag=True, help="Keep everyone again.")
 @dry_run_option
 @click.pass_context
-def prune(ctx: click.Context, aligned: Path | None, min_photographs: int | None, undo: bool, dry_run: bool) -> None:
+def prune(
+    ctx: click.Context, aligned: Path | None, min_photographs: int | None, undo: bool, dry_run: bool
+) -> None:
     """Leave out people with too few photographs.
 
     It only marks rows of the index; no photograph is moved or deleted, and `--undo` takes it back.
@@ -276,7 +303,13 @@ def prune(ctx: click.Context, aligned: Path | None, min_photographs: int | None,
 @dry_run_option
 @click.pass_context
 def split(
-    ctx: click.Context, ratio: float | None, aligned: Path | None, by: str, seed: int, undo: bool, dry_run: bool
+    ctx: click.Context,
+    ratio: float | None,
+    aligned: Path | None,
+    by: str,
+    seed: int,
+    undo: bool,
+    dry_run: bool,
 ) -> None:
     """Set the share RATIO of the people (or photographs) apart for validation.
 
@@ -315,7 +348,9 @@ def cache(ctx: click.Context, aligned: Path | None, jobs: int) -> None:
         f"{report.seconds:.1f} s"
     )
     if report.undecodable:
-        click.echo(f"{report.undecodable:,} crops cannot be decoded and are left out: {os.path.relpath(report.undecodable_list)}")
+        click.echo(
+            f"{report.undecodable:,} crops cannot be decoded and are left out: {os.path.relpath(report.undecodable_list)}"
+        )
     if report.absent:
         click.echo(f"{report.absent:,} crops are gone from the aligned tree: `ft align` makes them again")
 
@@ -338,27 +373,41 @@ def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
 @main.command()
 @dataset_argument
 @click.option("--name", help="The run's name. Default: the trainer's and a number.")
-@click.option("--config", "config_file", type=FOLDER, help="Settings from a TOML or JSON file; options win over it.")
+@click.option(
+    "--config", "config_file", type=FOLDER, help="Settings from a TOML or JSON file; options win over it."
+)
 @click.option("--trainer", help="What is trained: a name or module:attribute.  [default: triplet]")
 @click.option("--backbone", help="The network: a name or module:attribute.  [default: iresnet.small]")
 @click.option("--embedding-dim", type=int, help="[default: 128]")
 @click.option("--epochs", type=int, help="Passes over the training photographs.")
 @click.option("--batches-per-epoch", type=int, help="Default: as many as show about every photograph.")
 @click.option("--people", type=int, help="P: people in a batch.")
-@click.option("--images", type=int, help="K: photographs of each of them; people with fewer make room for more people.")
+@click.option(
+    "--images", type=int, help="K: photographs of each of them; people with fewer make room for more people."
+)
 @click.option("--margin", type=float, help="Of squared distances between unit embeddings.")
-@click.option("--extra-negatives", type=int, help="Random photographs of others added to each batch.  [default: 0]")
+@click.option(
+    "--extra-negatives", type=int, help="Random photographs of others added to each batch.  [default: 0]"
+)
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--augment", type=float, help="Strength of the augmentation; 0: flips only.  [default: 1]")
 @click.option("--seed", type=int, help="[default: 0]")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting; may be repeated.")
 @click.option(
-    "--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with an interrupted run (the latest one)."
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting; may be repeated."
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[RUN]",
+    help="Go on with an interrupted run (the latest one).",
 )
 @device_option
 @jobs_option("Threads.")
 @click.pass_context
-def train(ctx: click.Context, /, aligned: Path | None, resume: str | None, device: str, jobs: int, **options: Any) -> None:
+def train(
+    ctx: click.Context, /, aligned: Path | None, resume: str | None, device: str, jobs: int, **options: Any
+) -> None:
     """Train a face-embedding network on the training split.
 
     After every epoch it is measured on pairs of validation people, and a checkpoint is written. Ctrl-C stops after
@@ -369,16 +418,25 @@ def train(ctx: click.Context, /, aligned: Path | None, resume: str | None, devic
     given = [name for name, value in options.items() if value not in (None, ())]
     if resume is not None and given:
         option = {"config_file": "config", "settings": "set"}.get(given[0], given[0].replace("_", "-"))
-        raise UserError(f"a resumed run keeps its settings: leave out --{option}, or start a new run with `ft train`")
+        raise UserError(
+            f"a resumed run keeps its settings: leave out --{option}, or start a new run with `ft train`"
+        )
     if resume is not None and aligned is not None:
-        raise UserError(f"a resumed run keeps its dataset: leave out {aligned}, or start a new run with `ft train`")
+        raise UserError(
+            f"a resumed run keeps its dataset: leave out {aligned}, or start a new run with `ft train`"
+        )
 
     from facetrain.pipeline import training
     from facetrain.progress import Progress
     from facetrain.terminal import TrainReporter
 
     with Progress("training", "steps") as bar:
-        how: dict[str, Any] = {"device": device, "threads": jobs, "reporter": TrainReporter(bar), "say": bar.say}
+        how: dict[str, Any] = {
+            "device": device,
+            "threads": jobs,
+            "reporter": TrainReporter(bar),
+            "say": bar.say,
+        }
         if config is None:
             summary = training.resume(workspace, resume or None, **how)
         else:
@@ -465,7 +523,9 @@ def evaluate(
     were.
     """
     if (pairs is None) != (images is None):
-        raise UserError("--pairs and --images go together: the list of pairs, and the folder of its photographs")
+        raise UserError(
+            "--pairs and --images go together: the list of pairs, and the folder of its photographs"
+        )
     from facetrain.pipeline import evaluation
     from facetrain.pipeline.training import device_of
 
@@ -492,7 +552,12 @@ def show_evaluation(done: Any) -> None:
     for far, tar in result.tar_at_far.items():
         rows.append((f"TAR at FAR {far:g}", f"{tar:.4f}" if tar is not None else "too few pairs"))
     folds = len(result.accuracies)
-    rows.append((f"pairs, same / different ({folds} fold{'s' * (folds > 1)})", f"{result.same_pairs:,} / {result.different_pairs:,}"))
+    rows.append(
+        (
+            f"pairs, same / different ({folds} fold{'s' * (folds > 1)})",
+            f"{result.same_pairs:,} / {result.different_pairs:,}",
+        )
+    )
     table(rows)
     for note in done.notes:
         click.echo(f"note: {note}")
@@ -547,7 +612,13 @@ def status(ctx: click.Context, aligned: Path | None, scan: bool, as_json: bool) 
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
     click.echo(f"{found.dataset.raw} → {found.dataset.aligned}")
-    colours = {"fresh": "green", "finished": "green", "stale": "yellow", "unfinished": "yellow", "missing": "red"}
+    colours = {
+        "fresh": "green",
+        "finished": "green",
+        "stale": "yellow",
+        "unfinished": "yellow",
+        "missing": "red",
+    }
     lines = [*found.lines, *found.runs]
     width = max(len(line.stage) for line in lines)
     for line in lines:

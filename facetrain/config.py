@@ -27,19 +27,25 @@ class TrainConfig(BaseModel):
     embedding_dim: int = Field(128, ge=2, le=8192)
 
     epochs: int = Field(60, ge=1, description="passes over the training photographs")
-    batches_per_epoch: int | None = Field(None, ge=1, description="default: as many as show about every photograph")
+    batches_per_epoch: int | None = Field(
+        None, ge=1, description="default: as many as show about every photograph"
+    )
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(2e-3, gt=0, description="the peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.05, ge=0, description="on weights; not on biases, norms and PReLU slopes")
-    schedule: Literal["one-cycle", "constant"] = Field("one-cycle", description="warm-up, then cosine to zero; or none")
+    schedule: Literal["one-cycle", "constant"] = Field(
+        "one-cycle", description="warm-up, then cosine to zero; or none"
+    )
     warmup: float = Field(0.15, ge=0, le=1, description="share of the steps in which lr rises to its peak")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
 
     augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")
     validation_pairs: int = Field(6000, ge=20, description="pairs of validation people, half of them same")
     seed: int = Field(0, ge=0, lt=2**62)
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware is made for it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the hardware is made for it"
+    )
     save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
 
 
@@ -51,7 +57,9 @@ def load_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} is no valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+        raise UserError(
+            f"{path} is no valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
+        ) from None
     return values
 
 
@@ -64,4 +72,6 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"no setting '{name}': there are {', '.join(TrainConfig.model_fields)}") from None
-        raise UserError(f"{name} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}") from None
+        raise UserError(
+            f"{name} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}"
+        ) from None

@@ -40,7 +40,8 @@ _TEMPLATES: dict[str, tuple[str, tuple[tuple[float, float], ...]]] = {
     ),
 }
 _FIVE_POINT_OF_5 = tuple(
-    (x / 112, y / 112) for x, y in ((80.28, 52.86), (66.57, 53.22), (31.72, 52.86), (45.43, 53.22), (56.0, 79.57))
+    (x / 112, y / 112)
+    for x, y in ((80.28, 52.86), (66.57, 53.22), (31.72, 52.86), (45.43, 53.22), (56.0, 79.57))
 )
 LANDMARK_SETS = tuple(_TEMPLATES)
 FORMATS = ("jpg", "png")
@@ -67,7 +68,9 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         if self.landmarks not in _TEMPLATES:
-            raise UserError(f"unknown landmark set '{self.landmarks}': choose one of {', '.join(LANDMARK_SETS)}")
+            raise UserError(
+                f"unknown landmark set '{self.landmarks}': choose one of {', '.join(LANDMARK_SETS)}"
+            )
         if self.predictor not in (5, 68):
             raise UserError(f"no {self.predictor}-point predictor: choose 5 or 68")
         if self.predictor == 5 and self.landmarks == "inner-eyes-bottom-lip":
@@ -107,12 +110,16 @@ class ImageSpec:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise UserError(f"image spec written by another version of facetrain ({error}): align again") from None
+            raise UserError(
+                f"image spec written by another version of facetrain ({error}): align again"
+            ) from None
 
     def differences(self, other: ImageSpec) -> str:
         """``size_px 96 against 112, landmarks …``; empty when equal."""
         ours, theirs = asdict(self), asdict(other)
-        return ", ".join(f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key])
+        return ", ".join(
+            f"{key} {ours[key]} against {theirs[key]}" for key in ours if ours[key] != theirs[key]
+        )
 
 
 def require_same(ours: ImageSpec, our_name: str, theirs: ImageSpec, their_name: str) -> None:

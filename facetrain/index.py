@@ -125,7 +125,7 @@ class Index:
 
     @cached_property
     def split(self) -> pa.ChunkedArray | None:
-        """"train" or "val" per row, null where the row is not kept; None before `ft split`."""
+        """ "train" or "val" per row, null where the row is not kept; None before `ft split`."""
         column = self._column("split")
         return None if column is None else pc.if_else(self.kept, column, pa.scalar(None, pa.string()))
 
@@ -134,7 +134,10 @@ class Index:
         if not path.is_file():
             return None
         table = read_table(path)
-        if table.num_rows != self.rows.num_rows or table.schema.metadata[b"rows"] != self.fingerprint.encode():
+        if (
+            table.num_rows != self.rows.num_rows
+            or table.schema.metadata[b"rows"] != self.fingerprint.encode()
+        ):
             stage = {"kept": "prune", "split": "split"}[name]
             raise MissingStage(f"the photographs have changed since `ft {stage}`: run `ft {stage}` again")
         return table[name]
@@ -153,7 +156,9 @@ class Index:
 
     def status_counts(self) -> dict[str, int]:
         """Photographs by status, in the order of STATUSES, those of none left out."""
-        counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(self.rows["status"]).to_pylist()}
+        counts = {
+            entry["values"]: entry["counts"] for entry in pc.value_counts(self.rows["status"]).to_pylist()
+        }
         undecodable = counts.get(ALIGNED, 0) - (pc.sum(self.usable).as_py() or 0)
         counts[ALIGNED] = counts.get(ALIGNED, 0) - undecodable
         counts["undecodable"] = undecodable

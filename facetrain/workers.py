@@ -78,7 +78,9 @@ def unordered(
             for future in done:
                 yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise WorkerDied("a worker process died (out of memory?): run again to go on, with fewer -j") from None
+        raise WorkerDied(
+            "a worker process died (out of memory?): run again to go on, with fewer -j"
+        ) from None
     finally:
         for future in waiting:
             future.cancel()

@@ -60,7 +60,9 @@ class Dataset:
             self.raw = Path(os.path.normpath(workspace.root / paths["raw"]))
             self.aligned = Path(os.path.normpath(workspace.root / paths["aligned"]))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder} is no dataset of this workspace ({error}): run `ft align` again") from None
+            raise UserError(
+                f"{folder} is no dataset of this workspace ({error}): run `ft align` again"
+            ) from None
 
     def record(self, stage: str) -> StageRecord | None:
         """The stage's record; None when it has not run, or when the record is damaged, so that it must run again."""
@@ -113,12 +115,16 @@ class Workspace:
             (self.folder / "datasets").mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "workspace.json", {"format": FORMAT, "current": None})
         except OSError as error:
-            raise UserError(f"cannot make a workspace in {self.root} ({error.strerror}): use -C DIR") from None
+            raise UserError(
+                f"cannot make a workspace in {self.root} ({error.strerror}): use -C DIR"
+            ) from None
 
     def _checked(self) -> Workspace:
         found = self._state().get("format")
         if found != FORMAT:
-            raise UserError(f"{self.folder} has format {found}, this facetrain reads {FORMAT}: use the version it is of")
+            raise UserError(
+                f"{self.folder} has format {found}, this facetrain reads {FORMAT}: use the version it is of"
+            )
         return self
 
     def _state(self) -> dict[str, Any]:
@@ -128,7 +134,9 @@ class Workspace:
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged: remove it and run `ft align` again (nothing is lost)") from None
+            raise UserError(
+                f"{path} is damaged: remove it and run `ft align` again (nothing is lost)"
+            ) from None
         return state
 
     # -- datasets ------------------------------------------------------------------------------------------------
@@ -148,10 +156,14 @@ class Workspace:
         """The dataset of this aligned tree, or the current one."""
         if aligned is not None:
             if not aligned.exists():
-                raise UserError(f"no folder {aligned}: name an aligned tree, or run `ft align RAW {aligned}` first")
+                raise UserError(
+                    f"no folder {aligned}: name an aligned tree, or run `ft align RAW {aligned}` first"
+                )
             folder = self.folder / "datasets" / self._dataset_id(aligned)
             if not (folder / "dataset.json").is_file():
-                raise MissingStage(f"{aligned} was not aligned in this workspace: run `ft align RAW {aligned}` first")
+                raise MissingStage(
+                    f"{aligned} was not aligned in this workspace: run `ft align RAW {aligned}` first"
+                )
             return Dataset(self, folder)
         current = self._state().get("current")
         if current is None:
@@ -172,7 +184,9 @@ class Workspace:
         """Relative to the workspace where it lies beneath it, so that the whole folder can be moved."""
         path = Path(os.path.abspath(path))
         if not path.is_relative_to(self.root):
-            path = path.parent.resolve() / path.name  # the way here may lead over a link, as the root's may have
+            path = (
+                path.parent.resolve() / path.name
+            )  # the way here may lead over a link, as the root's may have
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
     # -- runs ----------------------------------------------------------------------------------------------------
@@ -214,7 +228,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another command"
-            raise Locked(f"{holder} is writing to {what}: wait for it to end, or use another one (-C DIR)") from None
+            raise Locked(
+                f"{holder} is writing to {what}: wait for it to end, or use another one (-C DIR)"
+            ) from None
         handle.truncate(0)
         handle.write(f"`ft {' '.join(sys.argv[1:2])}` (process {os.getpid()})")
         handle.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+
+# Test processes share the cores: threads that wait for each other by spinning would make them ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PEOPLE, IMAGES = 6, 5
 

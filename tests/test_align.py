@@ -734,6 +734,16 @@ class TestInterrupted:
         assert report.looked_at == len(detected) == 25 - 16
         assert state(many.parent) == expected(SETTINGS)
 
+    def test_the_journal_is_in_its_file_as_the_work_goes_on(self, many: Path) -> None:
+        journal, done, there = many.parent / "store" / "journal.jsonl", [0], []
+
+        def look(count: int) -> None:
+            done.append(done[-1] + count)
+            there.append(len(journal.read_text().splitlines()) - 1)
+
+        align(many.parent, on_progress=look)
+        assert there == done[1:]
+
     @pytest.mark.parametrize("torn", [1, 5, 300])
     def test_a_torn_journal(self, many: Path, expected: Callable, torn: int) -> None:
         root = many.parent

@@ -135,7 +135,7 @@ class TestContent:
             before = pa.total_allocated_bytes()
             mapped = pa.ipc.open_file(source).read_all()
             assert mapped.num_rows == 30
-            assert pa.total_allocated_bytes() == before, "uncompressed: mapped, not read"
+            assert pa.total_allocated_bytes() - before < ROW_BYTES, "uncompressed: mapped, not read"
 
     def test_copies_of_a_photograph(self, root: Path, ft: Callable) -> None:
         """Under one identity they share a row; under two each has its own."""
@@ -416,6 +416,14 @@ class TestDecoder:
             np.testing.assert_array_equal(out[number], 7 if number in failed else wanted[number])
         assert decoder.decode(encoded[1:9], out[1:9]) == {}
         assert decoder.decode([], out) == {}
+
+    def test_after_a_bad_batch_the_next_is_decoded_in_one_go(
+        self, encoded: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decoder, out = Decoder(32, 1), np.empty((3, 32, 32, 3), np.uint8)
+        assert list(decoder.decode([encoded[0], np.frombuffer(b"torn", np.uint8)], out)) == [1]
+        monkeypatch.setattr(decoder, "_one_by_one", lambda *arguments: pytest.fail("one by one"))
+        assert decoder.decode(encoded[:3], out) == {}
 
     def test_png_grey_and_alpha(self) -> None:
         rng = np.random.default_rng(0)

@@ -28,7 +28,8 @@ def test_random_mining_repeats_with_its_generator() -> None:
     embeddings = torch.nn.functional.normalize(torch.randn(64, 16, device="cuda"))
     labels = torch.arange(16, device="cuda").repeat_interleave(4)
     one, two = (
-        mine_triplets(embeddings, labels, margin=0.5, generator=torch.Generator("cuda").manual_seed(7)) for _ in "ab"
+        mine_triplets(embeddings, labels, margin=0.5, generator=torch.Generator("cuda").manual_seed(7))
+        for _ in "ab"
     )
     assert torch.equal(one.negative, two.negative)
 

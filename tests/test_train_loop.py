@@ -74,7 +74,9 @@ def network(seed: int = 0) -> nn.Module:
     )
 
 
-def run(folder: Path, reporter: Recorder | None = None, backbone: nn.Module | None = None, **settings) -> nn.Module:
+def run(
+    folder: Path, reporter: Recorder | None = None, backbone: nn.Module | None = None, **settings
+) -> nn.Module:
     folder.mkdir(exist_ok=True)
     config = TrainConfig(**({"epochs": 3, "embedding_dim": 8, "precision": "fp32", "lr": 0.01} | settings))
     backbone = backbone or network()
@@ -101,7 +103,9 @@ def run(folder: Path, reporter: Recorder | None = None, backbone: nn.Module | No
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -133,7 +137,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, s
     assert resumed.finished
     assert stop_at <= going_on.first < 21
     assert same_weights(straight, resumed)
-    epochs = [[row for row in metrics(tmp_path / name) if row["kind"] == "epoch"] for name in ("straight", "stopped")]
+    epochs = [
+        [row for row in metrics(tmp_path / name) if row["kind"] == "epoch"]
+        for name in ("straight", "stopped")
+    ]
     for one, other in zip(*epochs, strict=True):
         assert one.keys() == other.keys()
         for key in one.keys() - {"kind"}:

@@ -19,7 +19,7 @@ from facetrain.datasets.synth import synthesise
 from facetrain.image_spec import ImageSpec
 
 PEOPLE, IMAGES = 8, 5
-SMALL = ["--epochs", "2", "--people", "4", "--images", "3", "-j", "2", "--set", "validation_pairs=20"]
+SMALL = ["--epochs", "2", "--people", "4", "--images", "3", "-j", "1", "--set", "validation_pairs=20"]
 
 
 def ft(workspace: Path, *arguments: str, code: int = 0) -> Result:
@@ -100,7 +100,9 @@ def write_pairs(path: Path, raw: Path) -> list[tuple[str, int, str, int]]:
 def test_pairs_on_raw_and_on_aligned_photographs_agree(trained: Path, raw: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.txt", raw)
     how = ["evaluate", "first", "--pairs", str(tmp_path / "pairs.txt"), "-j", "1"]
-    text = ft(trained, *how, "--images", str(raw), "--multi", "largest", "--out", str(tmp_path / "raw")).output
+    text = ft(
+        trained, *how, "--images", str(raw), "--multi", "largest", "--out", str(tmp_path / "raw")
+    ).output
     assert "were trained on" in text
     ft(trained, *how, "--images", str(trained / "aligned"), "--out", str(tmp_path / "aligned"))
     results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("raw", "aligned")]
@@ -110,15 +112,25 @@ def test_pairs_on_raw_and_on_aligned_photographs_agree(trained: Path, raw: Path,
 
 
 def test_a_photograph_without_a_face_is_counted_and_refused(trained: Path, raw: Path, tmp_path: Path) -> None:
-    import cv2
     import shutil
+
+    import cv2
 
     photographs = tmp_path / "photographs"
     shutil.copytree(raw, photographs)
     write_pairs(tmp_path / "pairs.txt", raw)
     first = sorted(folder for folder in photographs.iterdir() if folder.is_dir())[0]
     cv2.imwrite(str(first / f"{first.name}_0001.jpg"), np.full((250, 250, 3), 128, np.uint8))
-    how = ["evaluate", "first", "--pairs", str(tmp_path / "pairs.txt"), "--images", str(photographs), "-j", "1"]
+    how = [
+        "evaluate",
+        "first",
+        "--pairs",
+        str(tmp_path / "pairs.txt"),
+        "--images",
+        str(photographs),
+        "-j",
+        "1",
+    ]
     text = ft(trained, *how, "--out", str(tmp_path / "refused")).output
     assert "have no face that was found" in text
     refused = json.loads((tmp_path / "refused.json").read_text())
@@ -141,7 +153,9 @@ def test_crops_of_another_kind_are_refused_by_name(trained: Path, raw: Path, tmp
     assert "size_px 96 against 112" in text
 
 
-@pytest.mark.parametrize("extra", [["--extra-negatives", "6"], ["--backbone", "nn4.small2", "--augment", "0"]])
+@pytest.mark.parametrize(
+    "extra", [["--extra-negatives", "6"], ["--backbone", "nn4.small2", "--augment", "0"]]
+)
 def test_other_settings_train_too(trained: Path, extra: list[str]) -> None:
     name = extra[0].strip("-")
     ft(trained, "train", "--name", name, *SMALL, "--epochs", "1", *extra)
@@ -153,7 +167,18 @@ def test_a_configuration_file_is_obeyed(trained: Path, tmp_path: Path) -> None:
         'backbone = "iresnet.small"\nembedding_dim = 32\nepochs = 5\nvalidation_pairs = 20\n'
         "[trainer_args]\npeople = 4\nimages = 2\n"
     )
-    ft(trained, "train", "--name", "toml", "--config", str(tmp_path / "run.toml"), "--epochs", "1", "--images", "3")
+    ft(
+        trained,
+        "train",
+        "--name",
+        "toml",
+        "--config",
+        str(tmp_path / "run.toml"),
+        "--epochs",
+        "1",
+        "--images",
+        "3",
+    )
     config = json.loads((trained / ".ft" / "runs" / "toml" / "config.json").read_text())["config"]
     assert (config["embedding_dim"], config["epochs"]) == (32, 1)
     assert config["trainer_args"] == {"people": 4, "images": 3}

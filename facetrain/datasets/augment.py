@@ -44,14 +44,18 @@ class Augment:
         (out,) = self._pipeline.run()
         return np.asarray(out.as_tensor()).copy()
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Matrices float32 [n, 2, 3] from output to input pixels; brightness, contrast, saturation float32 [n]."""
         s = self.strength
         flip = np.where(rng.random(count) < 0.5, -1.0, 1.0)
         angle = s * ROTATION_RAD * rng.uniform(-1, 1, count)
         zoom = np.exp(s * LOG_SCALE * rng.uniform(-1, 1, count))
         shift = s * SHIFT * self.size_px * rng.uniform(-1, 1, (count, 2))
-        rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
+        rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(
+            -1, 2, 2
+        )
         linear = rotation * zoom[:, None, None]
         linear[:, :, 0] *= flip[:, None]
         centre = np.full(2, self.size_px / 2)

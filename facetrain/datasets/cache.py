@@ -21,7 +21,14 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.datasets.decode import Decoder
-from facetrain.datasets.shards import DecodeSpec, assign_leaves, identity_hash, map_shard, shard_name, write_shard
+from facetrain.datasets.shards import (
+    DecodeSpec,
+    assign_leaves,
+    identity_hash,
+    map_shard,
+    shard_name,
+    write_shard,
+)
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, walk
 from facetrain.files import write_csv
@@ -113,7 +120,9 @@ def build_cache(
             parts.append(pa.table(columns, schema=MANIFEST))
             names.append(name)
     facts = json.dumps({"shards": names, "decode_spec": json.loads(spec.to_json())})
-    table = pa.concat_tables([MANIFEST.empty_table(), *parts]).replace_schema_metadata({"facetrain.cache": facts})
+    table = pa.concat_tables([MANIFEST.empty_table(), *parts]).replace_schema_metadata(
+        {"facetrain.cache": facts}
+    )
     fingerprint = write_table(store / "cache.arrow", table)
     return CacheReport(
         images=table.num_rows,
@@ -174,7 +183,9 @@ def _crop_contents(store: Path, aligned: Path) -> pa.Table:
     crop_files.refresh(aligned, walk(aligned).photographs)
     crop_files.save()
     contents = [known.content for known in crop_files.known.values()]
-    return pa.table({"aligned": pa.array(crop_files.known, pa.string()), "content": pa.array(contents, CONTENT)})
+    return pa.table(
+        {"aligned": pa.array(crop_files.known, pa.string()), "content": pa.array(contents, CONTENT)}
+    )
 
 
 class _Undecodable:
@@ -230,7 +241,9 @@ def _plan(index: Index, files: pa.Table, old: _Old, spec: DecodeSpec) -> tuple[p
     )
     rows = rows.append_column("leaf", pa.array(leaf_of_person[code]))
     wanted = pc.or_(rows["kept"], pc.is_in(_keys(rows), old.keys))
-    return rows.filter(wanted).sort_by([(n, "ascending") for n in ("leaf", "identity", "content", "path")]), absent
+    return rows.filter(wanted).sort_by(
+        [(n, "ascending") for n in ("leaf", "identity", "content", "path")]
+    ), absent
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
@@ -322,7 +335,9 @@ class _Builder:
         step = 1024
         for start in range(0, len(todo), step):
             part = slice(start, start + step)
-            encoded = [self._read(crop, content) for crop, content in zip(crops[part], contents[part], strict=True)]
+            encoded = [
+                self._read(crop, content) for crop, content in zip(crops[part], contents[part], strict=True)
+            ]
             out = np.empty((len(encoded), size, size, 3), np.uint8)
             for i, why in self.decoder.decode(encoded, out).items():
                 reasons[contents[start + i]] = why

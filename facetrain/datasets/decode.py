@@ -53,7 +53,9 @@ class Decoder:
 
         @pipeline_def(batch_size=BATCH, num_threads=self.threads, device_id=None, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
         def pipeline() -> Any:
-            encoded = fn.external_source(name="encoded", device="cpu", no_copy=True, dtype=types.UINT8, ndim=1)
+            encoded = fn.external_source(
+                name="encoded", device="cpu", no_copy=True, dtype=types.UINT8, ndim=1
+            )
             return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
 
         built = pipeline()
@@ -68,7 +70,9 @@ class Decoder:
         for i, encoded in enumerate(batch):
             try:
                 with _quiet_stderr():
-                    image = np.asarray(ndd.decoders.image(ndd.as_tensor(encoded), device="cpu", output_type=types.RGB))
+                    image = np.asarray(
+                        ndd.decoders.image(ndd.as_tensor(encoded), device="cpu", output_type=types.RGB)
+                    )
             except RuntimeError as error:
                 failed[i] = "DALI cannot decode it: " + " ".join(str(error).split()).rstrip(" :")
             else:

@@ -34,7 +34,14 @@ class TrainingBatches:
     """Augmented batches, deterministic in (seed, epoch, position); see `facetrain.batch.Batches`."""
 
     def __init__(
-        self, photos: PhotoSet, sampler: Sampler, *, seed: int, augment: float, threads: int, device: torch.device
+        self,
+        photos: PhotoSet,
+        sampler: Sampler,
+        *,
+        seed: int,
+        augment: float,
+        threads: int,
+        device: torch.device,
     ) -> None:
         self.photos, self.sampler, self.seed, self.device = photos, sampler, seed, device
         self._augment = Augment(photos.spec.size_px, augment, max_batch=sampler.max_batch, threads=threads)

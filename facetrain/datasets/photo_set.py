@@ -85,5 +85,7 @@ def select_rows(index: Index, part: str | None) -> np.ndarray:
         mask = pc.equal(index.split, part).fill_null(False)
     rows = np.flatnonzero(mask.to_numpy())
     if not len(rows):
-        raise UserError(f"no photographs are left for {part or 'use'}: `ft prune --min` with a smaller number keeps more")
+        raise UserError(
+            f"no photographs are left for {part or 'use'}: `ft prune --min` with a smaller number keeps more"
+        )
     return rows

@@ -44,7 +44,9 @@ class PeopleSampler:
         if people_per_batch < 2:
             raise UserError(f"{people_per_batch} people in a batch: a triplet needs at least 2")
         if images_per_person < 2:
-            raise UserError(f"{images_per_person} photographs of a person in a batch: a triplet needs at least 2")
+            raise UserError(
+                f"{images_per_person} photographs of a person in a batch: a triplet needs at least 2"
+            )
         order = np.argsort(labels, kind="stable")
         of_person = np.split(order, np.cumsum(np.bincount(labels))[:-1])
         self._of_person = [positions for positions in of_person if len(positions) >= 2]

@@ -93,7 +93,9 @@ def shard_schema(spec: DecodeSpec) -> pa.Schema:
     )
 
 
-def write_shard(path: Path, spec: DecodeSpec, images: np.ndarray, contents: list[bytes], identities: list[str]) -> None:
+def write_shard(
+    path: Path, spec: DecodeSpec, images: np.ndarray, contents: list[bytes], identities: list[str]
+) -> None:
     """Write uint8 [n, size_px, size_px, 3] as an Arrow IPC file, uncompressed, whole or not at all."""
     schema = shard_schema(spec)
     per_batch = min(MAX_BATCH_VALUES // spec.row_bytes, len(images))

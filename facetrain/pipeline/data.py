@@ -72,7 +72,9 @@ class People:
         return cls(*count_people(index.rows, mask))
 
 
-def prune(workspace: Workspace, aligned: Path | None, min_photographs: int, *, dry_run: bool) -> tuple[People, People]:
+def prune(
+    workspace: Workspace, aligned: Path | None, min_photographs: int, *, dry_run: bool
+) -> tuple[People, People]:
     """Leave out people with fewer photographs; (before, after)."""
     started = time.monotonic()
     with workspace.lock():
@@ -107,10 +109,15 @@ def split(
         dataset = workspace.dataset(aligned)
         index = read_index(dataset.folder)
         column = assign(index.rows["identity"], index.rows["content"], index.kept, ratio, by=by, seed=seed)
-        train, val = (People.count(index, pc.and_(index.kept, pc.equal(column, part))) for part in ("train", "val"))
+        train, val = (
+            People.count(index, pc.and_(index.kept, pc.equal(column, part))) for part in ("train", "val")
+        )
         if not dry_run:
             fingerprint = index.write_column("split", column)
-            inputs = {"rows": index.fingerprint, "kept": file_fingerprint(dataset.folder / "kept.arrow") or ""}
+            inputs = {
+                "rows": index.fingerprint,
+                "kept": file_fingerprint(dataset.folder / "kept.arrow") or "",
+            }
             counts = {"train": train.photographs, "val": val.photographs}
             seconds = round(time.monotonic() - started, 3)
             parameters = {"ratio": ratio, "by": by, "seed": seed}
@@ -164,7 +171,9 @@ def export_tree(workspace: Workspace, aligned: Path | None, out: Path) -> dict[s
         return write_tree(dataset.aligned, rows["aligned"], rows["split"], out, bar.advance)
 
 
-def align_some(workspace: Workspace, raw: Path, settings: AlignSettings, only: Collection[str], *, jobs: int) -> Index:
+def align_some(
+    workspace: Workspace, raw: Path, settings: AlignSettings, only: Collection[str], *, jobs: int
+) -> Index:
     """Align these photographs of a tree for an evaluation, apart from all datasets; an index that holds them.
 
     Kept in the workspace, so that the next evaluation finds them.
@@ -176,6 +185,13 @@ def align_some(workspace: Workspace, raw: Path, settings: AlignSettings, only: C
     folder.mkdir(parents=True, exist_ok=True)
     with workspace.lock(), Progress("aligning", "photographs") as bar:
         align_tree(
-            raw, folder / "crops", folder, settings, jobs=jobs, only=only, on_start=bar.begin, on_progress=bar.advance
+            raw,
+            folder / "crops",
+            folder,
+            settings,
+            jobs=jobs,
+            only=only,
+            on_start=bar.begin,
+            on_progress=bar.advance,
         )
     return read_index(folder)

@@ -90,7 +90,9 @@ def evaluate_pairs(
     used = sorted(set(crops.values()))
     with Progress("embedding", "photographs") as bar:
         bar.begin(len(used))
-        embeddings = embed(network, _tensors(read_crops(root, used, info.image_spec, threads=jobs), info, device, bar))
+        embeddings = embed(
+            network, _tensors(read_crops(root, used, info.image_spec, threads=jobs), info, device, bar)
+        )
     position = {path: i for i, path in enumerate(used)}
     first, second = (
         np.array([position.get(crops.get(key, ""), -1) for key in keys])
@@ -119,7 +121,9 @@ def evaluate_pairs(
         )
     notes += _overlap(checkpoint, {name for name, _ in named})
     result = verify(scores[keep], pairs.same[keep], pairs.folds[keep])
-    return _write(result, scores[keep], pairs.same[keep], facts, info, checkpoint, out, pairs_file.stem, notes)
+    return _write(
+        result, scores[keep], pairs.same[keep], facts, info, checkpoint, out, pairs_file.stem, notes
+    )
 
 
 def evaluate_split(
@@ -174,11 +178,15 @@ def _crops_of(
     photographs = find_photographs(images, pairs)
     wanted = {path.as_posix() for path in photographs.values()}
     index = align_some(workspace, images, AlignSettings(spec, multi), wanted, jobs=jobs)
-    rows = index.rows.filter(pc.and_(pc.equal(index.rows["status"], ALIGNED), _is_in(index.rows["path"], wanted)))
+    rows = index.rows.filter(
+        pc.and_(pc.equal(index.rows["status"], ALIGNED), _is_in(index.rows["path"], wanted))
+    )
     crop_of = dict(zip(rows["path"].to_pylist(), rows["aligned"].to_pylist(), strict=True))
     crops = {key: crop_of[path.as_posix()] for key, path in photographs.items() if path.as_posix() in crop_of}
     if not crops:
-        raise UserError(f"no face was found in any of the {len(wanted):,} photographs that {pairs.path} names")
+        raise UserError(
+            f"no face was found in any of the {len(wanted):,} photographs that {pairs.path} names"
+        )
     return index.folder / "crops", crops
 
 
@@ -232,5 +240,3 @@ def _write(
     far, tar, _ = roc(scores, same)
     figures = roc_figure({info.run or checkpoint.stem: (far, tar)}, out.with_name(out.name + ".png"))
     return Evaluation(result, facts, [json_file, *figures], notes)
-
-

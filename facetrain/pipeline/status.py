@@ -48,7 +48,12 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
     """Compare records and files with what is there now; ``scan`` walks RAW however large it is."""
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
-    lines = [_align(dataset, index, scan), _prune(dataset, index), _split(dataset, index), _cache(dataset, index)]
+    lines = [
+        _align(dataset, index, scan),
+        _prune(dataset, index),
+        _split(dataset, index),
+        _cache(dataset, index),
+    ]
     return Status(dataset, lines, [_run(run) for run in workspace.runs()])
 
 
@@ -63,7 +68,9 @@ def _align(dataset: Dataset, index: Index, scan: bool) -> Line:
     if not dataset.raw.is_dir():
         return Line("align", "stale", f"{dataset.raw} is gone; {said}")
     if not scan and index.rows.num_rows > WALK_UP_TO:
-        return Line("align", "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)")
+        return Line(
+            "align", "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)"
+        )
     changes = _raw_changes(dataset, index)
     if changes:
         return Line("align", "stale", f"{changes} since: run `ft align` again; {said}")
@@ -78,8 +85,7 @@ def _raw_changes(dataset: Dataset, index: Index) -> str:
     gone = sum(state != "missing" and path not in listing.photographs for path, state in rows.items())
     gone -= sum(path in rows for path in listing.problems)
     touched = sum(
-        path in files.known and files.known[path].stat != stat
-        for path, stat in listing.photographs.items()
+        path in files.known and files.known[path].stat != stat for path, stat in listing.photographs.items()
     )
     parts = [(new, "new"), (touched, "touched"), (gone, "gone")]
     return ", ".join(f"{count:,} {what}" for count, what in parts if count > 0)
@@ -98,7 +104,11 @@ def _prune(dataset: Dataset, index: Index) -> Line:
         return Line("prune", "stale", f"the photographs have changed: run `ft prune --min {minimum}` again")
     people, photographs = count_people(index.rows, index.kept)
     everyone = count_people(index.rows, index.usable)[0]
-    return Line("prune", "fresh", f"--min {minimum} keeps {photographs:,} photographs of {people:,} of {everyone:,} people")
+    return Line(
+        "prune",
+        "fresh",
+        f"--min {minimum} keeps {photographs:,} photographs of {people:,} of {everyone:,} people",
+    )
 
 
 def _split(dataset: Dataset, index: Index) -> Line:
@@ -126,7 +136,9 @@ def _cache(dataset: Dataset, index: Index) -> Line:
         return Line("cache", "missing", "`ft cache` decodes the crops (`ft train` does it when needed)")
     size = f"{manifest.table.num_rows:,} crops in {len(manifest.shards)} shards, {record.counts['bytes'] / 1e6:,.0f} MB"
     if _stale(record, index):
-        return Line("cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}")
+        return Line(
+            "cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}"
+        )
     try:
         kept = index.rows["path"].filter(index.kept)
     except MissingStage as error:

@@ -111,10 +111,14 @@ def resume(
     config = train_config(facts["config"])
     last = folder / "checkpoints" / f"epoch-{config.epochs:04d}.safetensors"
     if last.is_file():
-        raise UserError(f"run '{folder.name}' has finished its {config.epochs} epochs: start a new one with `ft train`")
+        raise UserError(
+            f"run '{folder.name}' has finished its {config.epochs} epochs: start a new one with `ft train`"
+        )
     dataset = Dataset(workspace, workspace.folder / "datasets" / facts["dataset"])
     changed = [
-        part for part, was in facts["inputs"].items() if file_fingerprint(dataset.folder / f"{part}.arrow") != was
+        part
+        for part, was in facts["inputs"].items()
+        if file_fingerprint(dataset.folder / f"{part}.arrow") != was
     ]
     if changed:
         stage = {"rows": "align", "kept": "prune", "split": "split"}[changed[0]]
@@ -133,7 +137,9 @@ def _check_parts(config: TrainConfig) -> None:
     trainer, backbone = resolve("trainers", config.trainer), resolve("backbones", config.backbone)
     check_arguments(trainer, f"trainer '{config.trainer}'", config.trainer_args)
     check_arguments(backbone, f"backbone '{config.backbone}'", config.backbone_args)
-    trainer(num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args)  # its own checks of values
+    trainer(
+        num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args
+    )  # its own checks of values
 
 
 def _free_name(workspace: Workspace, config: TrainConfig) -> str:
@@ -155,7 +161,9 @@ def _photographs(
     if report.undecodable:
         say(f"{report.undecodable:,} crops cannot be decoded and are left out: see {report.undecodable_list}")
     if report.absent:
-        say(f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again")
+        say(
+            f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again"
+        )
     index = read_index(dataset.folder)  # the cache may have rejected some
     manifest = read_manifest(dataset.folder)
     assert manifest is not None
@@ -175,12 +183,16 @@ class _Parts:
     validators: list[Validator]
 
 
-def _build(config: TrainConfig, photos: PhotoSet, val: PhotoSet, device: torch.device, threads: int) -> _Parts:
+def _build(
+    config: TrainConfig, photos: PhotoSet, val: PhotoSet, device: torch.device, threads: int
+) -> _Parts:
     torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.backbone, config.backbone_args, config.embedding_dim, photos.spec.size_px)
+    backbone = build_backbone(
+        config.backbone, config.backbone_args, config.embedding_dim, photos.spec.size_px
+    )
     backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = resolve("trainers", config.trainer)(
         num_classes=len(photos.identities), embedding_dim=config.embedding_dim, **config.trainer_args
@@ -249,5 +261,3 @@ def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device) ->
         }
 
     return validate
-
-

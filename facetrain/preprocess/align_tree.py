@@ -85,7 +85,9 @@ def align_tree(
         if known is not None and raw_files.unchanged(path, stat) == known:
             continue
         if identity_of(path) is None:
-            rows[path] = Outcome(path, "no-identity", "not in a person's folder under RAW", size_bytes=stat.size_bytes)
+            rows[path] = Outcome(
+                path, "no-identity", "not in a person's folder under RAW", size_bytes=stat.size_bytes
+            )
             continue
         tasks.append(Task(path, known))
     looked_at = 0
@@ -154,7 +156,9 @@ def check_folders(raw: Path, aligned: Path) -> None:
             return
         loose = True
     if loose:
-        raise UserError(f"the photographs lie right in {raw}: put those of each person into a folder of their own")
+        raise UserError(
+            f"the photographs lie right in {raw}: put those of each person into a folder of their own"
+        )
     raise UserError(
         f"no photographs in {raw}: it must hold a folder per person with .jpg, .png, .webp, .bmp or .tiff files"
     )
@@ -247,7 +251,9 @@ def _mark_missing(rows: dict[str, Outcome], listing: Listing, only: Collection[s
     for path, row in list(rows.items()):
         if path in listing.photographs or path in listing.problems or (only is not None and path not in only):
             continue
-        if row.size_bytes is None:  # no photograph, but a folder or link that could not be followed, and now is gone
+        if (
+            row.size_bytes is None
+        ):  # no photograph, but a folder or link that could not be followed, and now is gone
             del rows[path]
             continue
         fresh += row.status != "missing"
@@ -274,7 +280,10 @@ def _folders_above(path: str) -> Iterator[str]:
 
 
 def _write_rows(store: Path, rows: dict[str, Outcome], settings: AlignSettings) -> str:
-    metadata = {"image_spec": settings.spec.to_json(), "settings": json.dumps(settings.to_dict(), sort_keys=True)}
+    metadata = {
+        "image_spec": settings.spec.to_json(),
+        "settings": json.dumps(settings.to_dict(), sort_keys=True),
+    }
     ordered = [rows[path] for path in sorted(rows)]
     arrays = [pa.array([getattr(row, f.name) for row in ordered], f.type) for f in ROWS]
     return write_table(store / "rows.arrow", pa.table(arrays, schema=ROWS.with_metadata(metadata)))
@@ -286,7 +295,9 @@ def _write_spec(aligned: Path, spec: ImageSpec) -> None:
 
 def _write_rejected(store: Path, rows: dict[str, Outcome]) -> Path:
     """The list of the photographs that have no crop, and why."""
-    rejected = [(row.path, row.status, row.reason) for _, row in sorted(rows.items()) if row.status != ALIGNED]
+    rejected = [
+        (row.path, row.status, row.reason) for _, row in sorted(rows.items()) if row.status != ALIGNED
+    ]
     write_csv(store / "rejected.csv", ("path", "status", "reason"), rejected)
     return store / "rejected.csv"
 
@@ -376,7 +387,11 @@ class _Appender:
 
 
 def _to_json(row: Outcome) -> dict[str, Any]:
-    entry = {name: getattr(row, name) for name in _ROW_FIELDS if getattr(row, name) is not None and name != "identity"}
+    entry = {
+        name: getattr(row, name)
+        for name in _ROW_FIELDS
+        if getattr(row, name) is not None and name != "identity"
+    }
     for name in ("content", "aligned_content"):
         if name in entry:
             entry[name] = entry[name].hex()

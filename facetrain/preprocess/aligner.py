@@ -41,7 +41,9 @@ class AlignSettings:
 
     def __post_init__(self) -> None:
         if self.multi not in FACE_RULES:
-            raise UserError(f"unknown rule '{self.multi}' for several faces: choose one of {', '.join(FACE_RULES)}")
+            raise UserError(
+                f"unknown rule '{self.multi}' for several faces: choose one of {', '.join(FACE_RULES)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for records and messages."""

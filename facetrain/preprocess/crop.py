@@ -64,7 +64,9 @@ def crop(image: np.ndarray, points: np.ndarray, spec: ImageSpec) -> np.ndarray:
 def encode(image: np.ndarray, spec: ImageSpec) -> bytes:
     """Encode an RGB crop in the spec's format."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    options = [cv2.IMWRITE_JPEG_QUALITY, spec.quality] if spec.format == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
+    options = (
+        [cv2.IMWRITE_JPEG_QUALITY, spec.quality] if spec.format == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
+    )
     done, data = cv2.imencode(f".{spec.format}", bgr, options)
     if not done:
         raise RuntimeError(f"OpenCV could not encode a {spec.format} crop")

@@ -28,12 +28,19 @@ class HogDetector:
     def __call__(self, image: np.ndarray) -> list[Box]:
         """The faces of an RGB photograph, uint8 [h, w, 3], the surest first."""
         scale = min(1.0, DETECT_MAX_SIDE_PX / max(image.shape[:2]))
-        small = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        small = (
+            image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        )
         if min(small.shape[:2]) < 2:
             return []
         found = self._detect(small, 0) or self._detect(small, 1)
         return [
-            (round(f.left() / scale), round(f.top() / scale), round(f.right() / scale), round(f.bottom() / scale))
+            (
+                round(f.left() / scale),
+                round(f.top() / scale),
+                round(f.right() / scale),
+                round(f.bottom() / scale),
+            )
             for f in found
         ]
 
@@ -55,7 +62,9 @@ def model_path(name: str) -> Path:
     """A model file of the package face_recognition_models (found, not imported: it needs the old pkg_resources)."""
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("the package face_recognition_models is not installed: pip install face_recognition_models")
+        raise RuntimeError(
+            "the package face_recognition_models is not installed: pip install face_recognition_models"
+        )
     return Path(spec.submodule_search_locations[0]) / "models" / name
 
 

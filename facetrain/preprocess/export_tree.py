@@ -12,7 +12,11 @@ from facetrain.errors import UserError
 
 
 def export_tree(
-    aligned: Path, crops: pa.ChunkedArray, split: pa.ChunkedArray, out: Path, on_progress: Callable[[int], None]
+    aligned: Path,
+    crops: pa.ChunkedArray,
+    split: pa.ChunkedArray,
+    out: Path,
+    on_progress: Callable[[int], None],
 ) -> dict[str, int]:
     """Link OUT/train/<person>/… and OUT/val/<person>/… to the crops; return the number of links of each.
 

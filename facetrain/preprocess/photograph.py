@@ -51,7 +51,9 @@ def read_photograph(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise Unreadable(str(error)) from None
     except MemoryError:
         raise Unreadable("not enough memory to decode it") from None
-    except Exception as error:  # Pillow's decoders raise whatever their parsers stumble over (struct, Syntax, Value…)
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever their parsers stumble over (struct, Syntax, Value…)
         raise Unreadable(f"damaged: {error}") from None
 
 

@@ -18,9 +18,15 @@ MIN_PEOPLE = 2  # on each side: fewer give no pair of different people
 
 
 def split(
-    identity: pa.ChunkedArray, content: pa.ChunkedArray, kept: pa.ChunkedArray, ratio: float, *, by: str, seed: int
+    identity: pa.ChunkedArray,
+    content: pa.ChunkedArray,
+    kept: pa.ChunkedArray,
+    ratio: float,
+    *,
+    by: str,
+    seed: int,
 ) -> pa.Array:
-    """"train" or "val" per row; of use where ``kept``.
+    """ "train" or "val" per row; of use where ``kept``.
 
     by ``identity``: validation people are people that training never sees; at least two on either side, the lowest
     hashes first when chance gives fewer. by ``image``: every person keeps at least one photograph for training.
@@ -32,7 +38,9 @@ def split(
     if isinstance(people, pa.ChunkedArray):  # no rows at all
         raise UserError("no photographs to split")
     names = people.dictionary
-    person = people.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)  # null: in no person's folder
+    person = people.indices.fill_null(len(names)).to_numpy(
+        zero_copy_only=False
+    )  # null: in no person's folder
     keep = kept.to_numpy(zero_copy_only=False)
     has_kept = np.zeros(len(names) + 1, bool)
     has_kept[person[keep]] = True
@@ -66,7 +74,9 @@ def _validation_images(
         raise UserError("no photographs to split: `ft prune --min` with a smaller number keeps more")
     digests = content.combine_chunks().fill_null(bytes(32))
     words = np.frombuffer(digests.buffers()[1], "<u8", count=4 * (len(digests) + digests.offset))
-    hashes = _mix(words.reshape(-1, 4)[digests.offset :, 0] ^ np.uint64(int.from_bytes(blake3(b"%d" % seed).digest(8))))
+    hashes = _mix(
+        words.reshape(-1, 4)[digests.offset :, 0] ^ np.uint64(int.from_bytes(blake3(b"%d" % seed).digest(8)))
+    )
     chosen = hashes < _threshold(ratio)
     # The photograph with a person's highest hash is always for training, and so are all copies of it.
     highest = np.zeros(person.max() + 1, np.uint64)

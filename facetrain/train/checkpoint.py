@@ -1,10 +1,10 @@
 """What a run leaves on disk.
 
-    config.json                          the resolved configuration, data and versions
-    metrics.csv, tensorboard/            what was measured, step by step and epoch by epoch
-    checkpoints/epoch-0001.safetensors   the network after each epoch: weights, and how to build and feed it
-    checkpoints/best.safetensors         the one with the best validation accuracy so far
-    state.pt                             everything that `--resume` needs; loadable with weights_only=True
+config.json                          the resolved configuration, data and versions
+metrics.csv, tensorboard/            what was measured, step by step and epoch by epoch
+checkpoints/epoch-0001.safetensors   the network after each epoch: weights, and how to build and feed it
+checkpoints/best.safetensors         the one with the best validation accuracy so far
+state.pt                             everything that `--resume` needs; loadable with weights_only=True
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def load_network(path: Path, device: torch.device) -> tuple[nn.Module, NetworkIn
     try:
         backbone.load_state_dict(tensors)
     except RuntimeError:
-        raise UserError(f"{path} does not fit '{info.backbone}' as it is here: use the version that made it") from None
+        raise UserError(
+            f"{path} does not fit '{info.backbone}' as it is here: use the version that made it"
+        ) from None
     return backbone.to(device).eval(), info
 
 

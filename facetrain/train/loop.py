@@ -148,7 +148,9 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_([*self.backbone.parameters(), *self.trainer.parameters()], self.config.clip_norm)
+            nn.utils.clip_grad_norm_(
+                [*self.backbone.parameters(), *self.trainer.parameters()], self.config.clip_norm
+            )
         self.optimiser.step()
         return {"loss": loss.detach(), **stats}
 

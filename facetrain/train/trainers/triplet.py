@@ -40,7 +40,9 @@ class TripletTrainer(Trainer):
     ) -> None:
         super().__init__()
         if not 0 < margin < 4:
-            raise UserError(f"a margin of {margin:g}: squared distances of unit vectors reach 4, choose one such as 0.2")
+            raise UserError(
+                f"a margin of {margin:g}: squared distances of unit vectors reach 4, choose one such as 0.2"
+            )
         if extra_negatives < 0:
             raise UserError(f"{extra_negatives} extra negatives: choose 0 or more")
         self.embedding_dim, self.margin = embedding_dim, margin
@@ -66,7 +68,9 @@ class TripletTrainer(Trainer):
 
     def trouble(self, stats: dict[str, float]) -> str | None:
         """Collapse: all embeddings alike, so that every distance is near 0 and the loss near the margin."""
-        spread = stats["embedding_std"] * self.embedding_dim**0.5  # about 1 for unit vectors in all directions
+        spread = (
+            stats["embedding_std"] * self.embedding_dim**0.5
+        )  # about 1 for unit vectors in all directions
         if spread < 0.05 and abs(stats["loss"] - self.margin) < 0.05 * self.margin:
             return (
                 f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f} at margin "
