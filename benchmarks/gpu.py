@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--quick]
 
-Needs torch and numpy only, so that it runs on a borrowed machine. Where there is no GPU it says so and ends well.
+Needs neither DALI nor dlib, so that it runs on a borrowed machine. Where there is no GPU it says so and ends well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ImportError:
+    sys.exit("PyTorch is not installed here: run `make setup` first, or name an environment with PYTHON=…")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script, run where the package may not be installed

@@ -54,7 +54,9 @@ def main() -> None:
         if not arguments.raw:
             people, images = str(arguments.people), str(arguments.images)
             rows.append(("ft synth", ft(work, "synth", str(raw), "--identities", people, "--images", images)))
-        count = sum(len(files) for _, _, files in os.walk(raw, followlinks=True))
+        count = sum(
+            not name.startswith(".") for _, _, files in os.walk(raw, followlinks=True) for name in files
+        )
         for title, command in (
             ("ft align", ["align", str(raw), "aligned"]),
             ("ft align, again", ["align", str(raw), "aligned"]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,13 @@ import click
 
 from facetrain import __version__
 from facetrain.errors import FacetrainError, UserError
+from facetrain.image_spec import LANDMARK_SETS
 
 if TYPE_CHECKING:
     from facetrain.pipeline.data import People
     from facetrain.workspace import Workspace
 
 FOLDER = click.Path(path_type=Path)
-LANDMARK_SETS = ("five-point", "outer-eyes-nose", "inner-eyes-bottom-lip")
 
 
 class Group(click.Group):
@@ -31,6 +32,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "ft"
+            fail(f"{error.format_message().rstrip('.')}: `{command} --help` says how", 2)
         except KeyboardInterrupt:
             fail("interrupted: nothing is lost, run the same command again to go on", 130)
         except UserError as error:
@@ -169,7 +173,8 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     show_default=True,
     metavar="SET",
     help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The last two are OpenFace's (exact affine), "
-    "the first is a similarity transform onto insightface's 112-pixel template, scaled.",
+    "the first is a similarity transform onto insightface's 112-pixel template, scaled (with --predictor 5, which finds "
+    "no mouth, onto the same framing by eye corners and nose).",
 )
 @click.option(
     "--predictor",
@@ -331,16 +336,19 @@ def split(
 
 @main.command()
 @dataset_argument
+@click.option("--verify", is_flag=True, help="Hash every crop and every shard; make damaged shards again.")
 @jobs_option("Threads.")
 @click.pass_context
-def cache(ctx: click.Context, aligned: Path | None, jobs: int) -> None:
+def cache(ctx: click.Context, aligned: Path | None, verify: bool, jobs: int) -> None:
     """Decode the kept crops into Arrow shards (`ft train` does it when needed).
 
     Only what is new or changed is decoded. Any Arrow reader opens the shards in .ft/cache/.
     """
     from facetrain.pipeline import data
 
-    report = data.cache(open_workspace(ctx), aligned, threads=jobs)
+    report = data.cache(open_workspace(ctx), aligned, threads=jobs, verify=verify)
+    if report.shards_damaged:
+        click.echo(f"damaged, and made again: {count(report.shards_damaged, 'shard')}")
     click.echo(
         f"{count(report.images, 'crop')} in {count(report.shards_written + report.shards_kept, 'shard')}, "
         f"{report.bytes / 1e6:,.0f} MB: {report.decoded:,} decoded, {report.copied:,} copied, "
@@ -430,7 +438,7 @@ def train(
     from facetrain.progress import Progress
     from facetrain.terminal import TrainReporter
 
-    with Progress("training", "steps") as bar:
+    with Progress("training", "steps") as bar, ends_for_good():
         how: dict[str, Any] = {
             "device": device,
             "threads": jobs,
@@ -446,6 +454,15 @@ def train(
     click.echo(f"best checkpoint: {os.path.relpath(summary.best)}" if summary.best else "no checkpoint")
 
 
+@contextmanager
+def ends_for_good() -> Iterator[None]:
+    """A training that is interrupted twice cannot save what it was at: say what is left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted: `ft train --resume` goes on from the last saved state", 130)
+
+
 def train_settings(options: dict[str, Any]) -> Any:
     """The configuration of a file, with the options laid over it."""
     from facetrain.config import load_config, train_config
@@ -459,6 +476,8 @@ def train_settings(options: dict[str, Any]) -> Any:
         *folders, last = name.split(".")
         for folder in folders:
             target = target.setdefault(folder, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {setting}: '{folder}' is a value, and holds no settings")
         try:
             target[last] = json.loads(value)
         except ValueError:
@@ -468,7 +487,10 @@ def train_settings(options: dict[str, Any]) -> Any:
     trainer_names = ("people", "images", "margin", "extra_negatives")
     trainer_args = {name: options[name] for name in trainer_names if options[name] is not None}
     if trainer_args:
-        values["trainer_args"] = values.get("trainer_args", {}) | trainer_args
+        given = values.get("trainer_args", {})
+        if not isinstance(given, dict):
+            raise UserError(f"trainer_args = {given!r}: it holds settings, name and value of each")
+        values["trainer_args"] = given | trainer_args
     return train_config(values)
 
 
@@ -529,7 +551,7 @@ def evaluate(
     from facetrain.pipeline import evaluation
     from facetrain.pipeline.training import device_of
 
-    workspace = open_workspace(ctx)
+    workspace = open_workspace(ctx, create=pairs is not None)
     how: dict[str, Any] = {"out": out, "device": device_of(device), "jobs": jobs}
     which = evaluation.find_checkpoint(workspace, checkpoint)
     if pairs is not None and images is not None:
@@ -577,9 +599,15 @@ def plot_loss(ctx: click.Context, runs: tuple[str, ...], out: Path | None) -> No
     from facetrain.evaluate.figures import loss_figure
     from facetrain.evaluate.metrics import read_metrics
 
-    folders = run_folders(ctx, runs)
+    folders = list(dict.fromkeys(run_folders(ctx, runs)))
+    names = [folder.name for folder in folders]
+    labels = [
+        name if names.count(name) == 1 else os.path.relpath(folder)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    curves = {label: read_metrics(folder) for label, folder in zip(labels, folders, strict=True)}
     default = folders[0] / "loss.png" if len(folders) == 1 else Path("loss.png")
-    for file in loss_figure({folder.name: read_metrics(folder) for folder in folders}, out or default):
+    for file in loss_figure(curves, out or default):
         click.echo(f"wrote {os.path.relpath(file)}")
 
 

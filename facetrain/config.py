@@ -18,7 +18,7 @@ from facetrain.errors import UserError
 class TrainConfig(BaseModel):
     """One training. ``*_args`` go to the part that is named beside them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     trainer: str = Field("triplet", description="what is trained, and by which loss")
     trainer_args: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +60,8 @@ def load_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is no valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
         ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no settings: write name and value of each")
     return values
 
 

@@ -22,11 +22,6 @@ class WorkerDied(FacetrainError):
     """A worker process was killed from outside, or by a crash in a library."""
 
 
-def default_jobs() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def process_pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
     """Fresh processes (not forks, which would inherit threads and locks), one thread each in BLAS and OpenMP."""
     multiprocessing.resource_tracker.ensure_running()  # which lets go of SIGINT: now, not in the middle of a submit

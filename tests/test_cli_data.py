@@ -18,9 +18,13 @@ from facetrain.index import read_index
 from facetrain.workspace import Workspace
 
 
-def ft_process(*arguments: object, cwd: Path, **options: object) -> subprocess.CompletedProcess:
+def ft_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "facetrain.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    lines = done.stderr.splitlines(keepends=True)
+    # On a very slow machine there is progress to report.
+    done.stderr = "".join(line for line in lines if not line.startswith(("aligning: ", "decoding: ")))
+    return done
 
 
 def stages(root: Path, ft: Callable, *options: str) -> dict[str, tuple[str, str]]:

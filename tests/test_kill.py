@@ -59,13 +59,16 @@ def start(root: Path, command: tuple[str, ...], kill_after: int = 0) -> subproce
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    """The exit code and what was said; every process of the session must be gone soon."""
+    """The exit code and what was said but for progress; every process of the session must be gone soon."""
     _, said = process.communicate(timeout=120)
     deadline = time.monotonic() + 30
     while alive := processes_of(process.pid):
         assert time.monotonic() < deadline, f"left running: {alive}"
         time.sleep(0.01)
-    return process.returncode, said
+    lines = said.splitlines(keepends=True)
+    return process.returncode, "".join(
+        line for line in lines if not line.startswith(("aligning: ", "decoding: "))
+    )
 
 
 def processes_of(session: int) -> list[int]:

@@ -370,7 +370,7 @@ class TestCommands:
         shutil.rmtree(root / "raw" / "ann")
         lines = {line["stage"]: line for line in json.loads(ft(root, "status", "--json").stdout)["stages"]}
         assert (lines["align"]["state"], lines["prune"]["state"]) == ("stale", "fresh")
-        assert "5 photographs gone since: run `ft align` again" in lines["align"]["detail"]
+        assert "5 gone since: run `ft align` again" in lines["align"]["detail"]
 
 
 def kept_and_split_only(root: Path) -> list[bool]:

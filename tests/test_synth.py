@@ -145,7 +145,7 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     (tmp_path / ".synth.json").write_text("not JSON")
     with pytest.raises(UserError, match="not a record"):
         small(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["holiday.jpg", ".synth.json"]
+    assert sorted(os.listdir(tmp_path)) == [".synth.json", "holiday.jpg"]
 
 
 def test_people_and_photographs_count_from_one() -> None:

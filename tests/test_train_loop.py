@@ -198,8 +198,9 @@ def test_collapse_is_said_once(tmp_path: Path) -> None:
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     before = network()
-    free = run(tmp_path / "free", epochs=1, optimizer="sgd", lr=1.0)
-    clipped = run(tmp_path / "clipped", epochs=1, optimizer="sgd", lr=1.0, clip_norm=1e-6)
+    plain = {"epochs": 1, "optimizer": "sgd", "lr": 1.0, "weight_decay": 0}
+    free = run(tmp_path / "free", **plain)
+    clipped = run(tmp_path / "clipped", **plain, clip_norm=1e-6)
     moved = [
         sum((a - b).abs().sum().item() for a, b in zip(m.parameters(), before.parameters(), strict=True))
         for m in (free, clipped)

@@ -33,7 +33,7 @@ from facetrain.errors import UserError
 from facetrain.file_table import FileTable, walk
 from facetrain.files import write_csv
 from facetrain.image_spec import ImageSpec
-from facetrain.index import CONTENT, Index, read_index, read_table, write_table
+from facetrain.index import CONTENT, Index, file_fingerprint, read_index, read_table, write_table
 
 MANIFEST = pa.schema(
     [
@@ -59,6 +59,7 @@ class CacheReport:
     absent: int  # crops that the index knows and the aligned tree has not
     shards_written: int
     shards_kept: int
+    shards_damaged: int  # found to be other than when they were written, and made again
     bytes: int
     fingerprint: str
     seconds: float
@@ -71,6 +72,8 @@ class Manifest:
     table: pa.Table
     shards: list[str]
     spec: DecodeSpec
+    sizes: dict[str, int]  # bytes of each shard's file
+    hashes: dict[str, str]  # and its BLAKE3
 
 
 def read_manifest(store: Path) -> Manifest | None:
@@ -80,7 +83,11 @@ def read_manifest(store: Path) -> Manifest | None:
         return None
     table = read_table(path)
     facts = json.loads(table.schema.metadata[b"facetrain.cache"])
-    return Manifest(table, facts["shards"], DecodeSpec(**facts["decode_spec"]))
+    if "hashes" not in facts:  # written before they were kept: the shards are found again by their names
+        return None
+    return Manifest(
+        table, facts["shards"], DecodeSpec(**facts["decode_spec"]), facts["sizes"], facts["hashes"]
+    )
 
 
 def build_cache(
@@ -89,17 +96,24 @@ def build_cache(
     shard_folder: Path,
     *,
     threads: int,
+    verify: bool = False,
     on_start: Callable[[int], None] = lambda total: None,
     on_progress: Callable[[int, int], None] = lambda images, total_bytes: None,
 ) -> CacheReport:
     """Bring the shards in ``shard_folder`` and the manifest in the index's folder up to date.
 
+    A shard whose file has another size than when it was written is made again; with ``verify`` every crop and every
+    shard is hashed, so that one flipped bit is found.
     ``on_start(images to decode at most)`` and ``on_progress(images, bytes)`` are called as the work goes on.
     """
     started = time.monotonic()
     store = index.folder
     spec = decode_spec(index.spec)
     shard_folder.mkdir(parents=True, exist_ok=True)
+    if verify:
+        (store / "crops.files.arrow").unlink(missing_ok=True)
+    before = read_manifest(store)
+    damaged = _remove_damaged(before, shard_folder, verify)
     old = _Old.read(store, shard_folder, spec)
     files = _crop_contents(store, aligned)
     undecodable = _forget_replaced(index, files)
@@ -119,7 +133,15 @@ def build_cache(
             columns = [leaf["path"], leaf["identity"], leaf["content"], pa.array(shard), pa.array(row)]
             parts.append(pa.table(columns, schema=MANIFEST))
             names.append(name)
-    facts = json.dumps({"shards": names, "decode_spec": json.loads(spec.to_json())})
+    hashes = {} if before is None else before.hashes
+    facts = json.dumps(
+        {
+            "shards": names,
+            "decode_spec": json.loads(spec.to_json()),
+            "sizes": {name: (shard_folder / name).stat().st_size for name in names},
+            "hashes": {name: hashes.get(name) or file_fingerprint(shard_folder / name) for name in names},
+        }
+    )
     table = pa.concat_tables([MANIFEST.empty_table(), *parts]).replace_schema_metadata(
         {"facetrain.cache": facts}
     )
@@ -133,10 +155,26 @@ def build_cache(
         absent=absent,
         shards_written=builder.written,
         shards_kept=len(names) - builder.written,
+        shards_damaged=damaged,
         bytes=sum((shard_folder / name).stat().st_size for name in names),
         fingerprint=fingerprint,
         seconds=time.monotonic() - started,
     )
+
+
+def _remove_damaged(manifest: Manifest | None, shard_folder: Path, verify: bool) -> int:
+    """Remove shards that are no longer as they were written; return how many."""
+    damaged = 0
+    for name in [] if manifest is None else manifest.shards:
+        path = shard_folder / name
+        if not path.is_file():
+            continue
+        assert manifest is not None
+        whole = path.stat().st_size == manifest.sizes[name]
+        if not whole or (verify and file_fingerprint(path) != manifest.hashes[name]):
+            path.unlink()
+            damaged += 1
+    return damaged
 
 
 def decode_spec(spec: ImageSpec) -> DecodeSpec:

@@ -131,15 +131,19 @@ def undo(workspace: Workspace, aligned: Path | None, stage: str) -> bool:
         dataset = workspace.dataset(aligned)
         path = dataset.folder / {"prune": "kept.arrow", "split": "split.arrow"}[stage]
         there = path.is_file()
-        path.unlink(missing_ok=True)
         dataset.forget(stage)
+        path.unlink(missing_ok=True)
         return there
 
 
-def cache(workspace: Workspace, aligned: Path | None, *, threads: int) -> CacheReport:
-    """Bring the decoded cache up to date."""
+def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: bool = False) -> CacheReport:
+    """Bring the decoded cache up to date; ``verify`` hashes every crop and every shard on the way."""
     with workspace.lock():
         dataset = workspace.dataset(aligned)
+        if (dataset.folder / "journal.jsonl").is_file():
+            raise MissingStage(
+                f"an align of {dataset.aligned} was interrupted: run `ft align` again to finish it"
+            )
         index = read_index(dataset.folder)
         inputs = {"rows": index.fingerprint, "kept": file_fingerprint(dataset.folder / "kept.arrow") or ""}
         with Progress("decoding", "crops") as bar:
@@ -148,6 +152,7 @@ def cache(workspace: Workspace, aligned: Path | None, *, threads: int) -> CacheR
                 dataset.aligned,
                 workspace.folder / "cache",
                 threads=threads,
+                verify=verify,
                 on_start=bar.begin,
                 on_progress=lambda crops, size: bar.advance(crops, f"{size / 1e6:,.0f} MB"),
             )

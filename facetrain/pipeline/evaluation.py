@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,7 @@ from facetrain.preprocess.aligner import AlignSettings
 from facetrain.progress import Progress
 from facetrain.train.checkpoint import NetworkInfo, load_network
 from facetrain.train.loop import embed
-from facetrain.workspace import Workspace
-
-NO_FACE_RULES = ("different", "drop")
+from facetrain.workspace import Dataset, Workspace
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ class Evaluation:
     notes: list[str]
 
 
-def find_checkpoint(workspace: Workspace | None, which: str | None) -> Path:
+def find_checkpoint(workspace: Workspace, which: str | None) -> Path:
     """The checkpoint that a run's name, a run's folder or a file stands for; by default the latest run's best."""
     if which is not None and Path(which).is_file():
         return Path(which)
     if which is not None and Path(which).is_dir():
         folder = Path(which)
-    elif workspace is None:
-        raise UserError(f"no checkpoint {which}: name a .safetensors file of a run")
+    elif which is not None and (os.sep in which or which.endswith(".safetensors")):
+        raise UserError(f"no checkpoint {which}: name a run, or a .safetensors file of one")
     elif which is not None:
         folder = workspace.run_folder(which)
     else:
@@ -62,7 +61,7 @@ def find_checkpoint(workspace: Workspace | None, which: str | None) -> Path:
         folder = trained[-1]
     best = folder / "checkpoints" / "best.safetensors"
     if not best.is_file():
-        known = ", ".join(run.name for run in workspace.runs()) if workspace else ""
+        known = ", ".join(run.name for run in workspace.runs())
         raise UserError(f"no run or checkpoint '{which}': there are the runs {known or '(none)'}")
     return best
 
@@ -139,7 +138,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Verification on pairs of the validation split of the current dataset."""
     network, info = load_network(checkpoint, device)
-    dataset = workspace.dataset(aligned)
+    dataset = _dataset_of(workspace, aligned, checkpoint)
     index = read_index(dataset.folder)
     require_same(info.image_spec, f"checkpoint {checkpoint}", index.spec, f"dataset {dataset.aligned}")
     rows = select_rows(index, "val")
@@ -164,6 +163,16 @@ def evaluate_split(
     return _write(result, scores, pairs.same, facts, info, checkpoint, out, "validation", notes)
 
 
+def _dataset_of(workspace: Workspace, aligned: Path | None, checkpoint: Path) -> Dataset:
+    """The dataset that is named, else the one that the checkpoint's run was trained on, else the current one."""
+    config = checkpoint.parent.parent / "config.json"
+    if aligned is None and config.is_file() and config.is_relative_to(workspace.folder):
+        folder = workspace.folder / "datasets" / json.loads(config.read_text())["dataset"]
+        if folder.is_dir():
+            return Dataset(workspace, folder)
+    return workspace.dataset(aligned)
+
+
 def _crops_of(
     workspace: Workspace, images: Path, pairs: PairList, spec: ImageSpec, multi: str, jobs: int
 ) -> tuple[Path, dict[tuple[str, int], str]]:
@@ -177,6 +186,7 @@ def _crops_of(
         return images, {key: path.as_posix() for key, path in found.items()}
     photographs = find_photographs(images, pairs)
     wanted = {path.as_posix() for path in photographs.values()}
+    workspace.create()
     index = align_some(workspace, images, AlignSettings(spec, multi), wanted, jobs=jobs)
     rows = index.rows.filter(
         pc.and_(pc.equal(index.rows["status"], ALIGNED), _is_in(index.rows["path"], wanted))

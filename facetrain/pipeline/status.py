@@ -65,6 +65,8 @@ def _align(dataset: Dataset, index: Index, scan: bool) -> Line:
         return Line("align", "stale", f"interrupted: run `ft align` again; {said}")
     if (dataset.folder / "journal.jsonl").is_file():
         return Line("align", "stale", f"an align was interrupted: run it again; {said}")
+    if not dataset.aligned.is_dir():
+        return Line("align", "stale", f"{dataset.aligned} is gone: run `ft align` again; {said}")
     if not dataset.raw.is_dir():
         return Line("align", "stale", f"{dataset.raw} is gone; {said}")
     if not scan and index.rows.num_rows > WALK_UP_TO:
@@ -95,8 +97,15 @@ def _stale(record: StageRecord, index: Index) -> bool:
     return record.inputs["rows"] != index.fingerprint
 
 
+def _interrupted(record: StageRecord | None, column: Path) -> bool:
+    """True when a stage's column and its record do not belong together: it was killed between the two."""
+    return file_fingerprint(column) != (record.output if record is not None else None)
+
+
 def _prune(dataset: Dataset, index: Index) -> Line:
     record = dataset.record("prune")
+    if _interrupted(record, dataset.folder / "kept.arrow"):
+        return Line("prune", "stale", "it was interrupted: run `ft prune` again")
     if record is None:
         return Line("prune", "missing", "nobody is left out (`ft prune --min N`)")
     minimum = record.parameters["min"]
@@ -113,6 +122,8 @@ def _prune(dataset: Dataset, index: Index) -> Line:
 
 def _split(dataset: Dataset, index: Index) -> Line:
     record = dataset.record("split")
+    if _interrupted(record, dataset.folder / "split.arrow"):
+        return Line("split", "stale", "it was interrupted: run `ft split` again")
     if record is None:
         return Line("split", "missing", "`ft split 0.1` sets people apart for validation")
     p = record.parameters

@@ -23,7 +23,7 @@ from facetrain.files import write_bytes, write_json
 from facetrain.index import file_fingerprint, read_index
 from facetrain.pipeline.data import cache
 from facetrain.plugins import check_arguments, resolve
-from facetrain.train.checkpoint import NetworkInfo, build_backbone
+from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
 from facetrain.train.loop import Reporter, Validator, bf16_is_fast
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
@@ -48,9 +48,12 @@ def device_of(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: PyTorch sees no GPU here: use --device cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: choose auto, cpu or cuda") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N of a GPU that is there")
+    return device
 
 
 def start(
@@ -71,8 +74,11 @@ def start(
     if folder.exists():
         raise UserError(f"there is a run '{folder.name}' already: choose another --name")
     dataset = workspace.dataset(aligned)
-    photos, val = _photographs(workspace, dataset, threads, say)
+    notes: list[str] = []  # said once nothing can be wrong any more
+    photos, val = _photographs(workspace, dataset, threads, notes.append)
     parts = _build(config, photos, val, torch_device, threads)
+    for note in notes:
+        say(note)
 
     folder.mkdir(parents=True)
     store = dataset.folder
@@ -103,14 +109,14 @@ def resume(
     runs = workspace.runs()
     if name is None and not runs:
         raise UserError("no run to resume: start one with `ft train`")
-    folder = workspace.run_folder(name) if name is not None else runs[-1]
+    unfinished = [run for run in runs if epochs_done(run) < _epochs_asked(run)]
+    folder = workspace.run_folder(name) if name is not None else (unfinished or runs)[-1]
     if not (folder / "config.json").is_file():
         known = ", ".join(run.name for run in runs) or "none"
         raise UserError(f"no run '{folder.name}': there are {known}")
     facts = json.loads((folder / "config.json").read_text())
     config = train_config(facts["config"])
-    last = folder / "checkpoints" / f"epoch-{config.epochs:04d}.safetensors"
-    if last.is_file():
+    if epochs_done(folder) >= config.epochs:
         raise UserError(
             f"run '{folder.name}' has finished its {config.epochs} epochs: start a new one with `ft train`"
         )
@@ -127,9 +133,22 @@ def resume(
             f"start a new run with `ft train`"
         )
     torch_device = device_of(device)
-    photos, val = _photographs(workspace, dataset, threads, say)
+    notes: list[str] = []  # said once nothing can be wrong any more
+    photos, val = _photographs(workspace, dataset, threads, notes.append)
     parts = _build(config, photos, val, torch_device, threads)
+    for note in notes:
+        say(note)
     return _run(folder, config, parts, torch_device, reporter, say)
+
+
+def _epochs_asked(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text())["config"]["epochs"])
+
+
+def epochs_done(folder: Path) -> int:
+    """Epochs that a run's state has behind it: what a resume would go on from."""
+    path = folder / "state.pt"
+    return int(load_state(path, torch.device("cpu"))["position"]["epoch"]) if path.is_file() else 0
 
 
 def _check_parts(config: TrainConfig) -> None:
@@ -137,9 +156,14 @@ def _check_parts(config: TrainConfig) -> None:
     trainer, backbone = resolve("trainers", config.trainer), resolve("backbones", config.backbone)
     check_arguments(trainer, f"trainer '{config.trainer}'", config.trainer_args)
     check_arguments(backbone, f"backbone '{config.backbone}'", config.backbone_args)
-    trainer(
-        num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args
-    )  # its own checks of values
+    try:  # their own checks of values; the network without its weights
+        trainer(num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args)
+        with torch.device("meta"):
+            backbone(embedding_dim=config.embedding_dim, **config.backbone_args)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"settings of '{config.trainer}' or '{config.backbone}' cannot be used: {error}"
+        ) from None
 
 
 def _free_name(workspace: Workspace, config: TrainConfig) -> str:

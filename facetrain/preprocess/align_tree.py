@@ -92,8 +92,9 @@ def align_tree(
         tasks.append(Task(path, known))
     looked_at = 0
     on_start(len(tasks))
+    if redo:
+        (aligned / SPEC_FILE).unlink(missing_ok=True)  # until all crops are of one kind again
     with journal.open(file_system_now_ns(store)) as append:
-        _write_spec(aligned, settings.spec)
         for block in _in_workers(raw, aligned, settings, tasks, jobs):
             for outcome in block:
                 if outcome.unchanged:
@@ -118,6 +119,7 @@ def align_tree(
     disappeared = _mark_missing(rows, listing, only)
     if redo:
         _remove_other_crops(aligned, rows)
+    _write_spec(aligned, settings.spec)
     fingerprint = _write_rows(store, rows, settings)
     raw_files.known = {path: raw_files.known[path] for path in rows if path in raw_files.known}
     raw_files.save()

@@ -28,11 +28,10 @@ class HogDetector:
     def __call__(self, image: np.ndarray) -> list[Box]:
         """The faces of an RGB photograph, uint8 [h, w, 3], the surest first."""
         scale = min(1.0, DETECT_MAX_SIDE_PX / max(image.shape[:2]))
-        small = (
-            image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        )
-        if min(small.shape[:2]) < 2:
-            return []
+        if scale * min(image.shape[:2]) < 2:
+            return []  # a line, in which no face can be
+        size = (round(scale * image.shape[1]), round(scale * image.shape[0]))
+        small = image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         found = self._detect(small, 0) or self._detect(small, 1)
         return [
             (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,7 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 def link_best(checkpoint: Path) -> None:
     """Make ``best.safetensors`` the same file as ``checkpoint``."""
     with replacing(checkpoint.parent / "best.safetensors", sync=False) as temp:
-        os.link(checkpoint, temp)
+        try:
+            os.link(checkpoint, temp)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(checkpoint, temp)

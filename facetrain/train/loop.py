@@ -119,9 +119,10 @@ class _Run:
                     waiting.append(self._step(batch))
                     self.at.images += len(batch.images)
                     self.at.step, self.at.batch = self.at.step + 1, self.at.batch + 1
-                    if len(waiting) >= LOG_EVERY_STEPS or self.at.batch == len(self.batches) or stop():
+                    stopping = stop()
+                    if len(waiting) >= LOG_EVERY_STEPS or self.at.batch == len(self.batches) or stopping:
                         self._flush(waiting)
-                    if stop():
+                    if stopping:
                         self._save_state()
                         return False
                     if time.monotonic() - saved > 60 * self.config.save_every_minutes:

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc's malloc to keep what is freed; False where there is no glibc.
 
     By default every large tensor is mapped afresh and given back when it is freed, so each training step pays for its
-    page faults anew: a quarter of the time of a small network on two cores (docs/performance.md).
+    page faults anew: about a quarter of the time of a small network (docs/performance.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -29,9 +29,7 @@ class MetricsLog:
                 self.columns = list(reader.fieldnames or BASE_COLUMNS)
                 rows = [row for row in reader if row["step"] and int(row["step"]) <= resume_step]
         self._rewrite(rows)
-        self._board = SummaryWriter(
-            folder / "tensorboard", purge_step=resume_step + 1 if resume_step else None
-        )
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
 
     def write(self, kind: str, values: dict[str, float]) -> None:
         """Append a row; ``values`` holds epoch, step, images and seconds, and whatever was measured."""
