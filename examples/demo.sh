@@ -13,7 +13,7 @@ say ft -C . prune --min 10
 say ft -C . split 0.2
 say ft -C . cache
 RUN="demo-$(date +%Y%m%d-%H%M%S)"
-say ft -C . train --name "$RUN" --epochs 12
+say ft -C . train --name "$RUN" --epochs 8
 say ft -C . evaluate "$RUN"
 say ft -C . plot-loss "$RUN"
 say ft -C . status

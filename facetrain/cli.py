@@ -387,17 +387,19 @@ def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
 @click.option("--trainer", help="What is trained: a name or module:attribute.  [default: triplet]")
 @click.option("--backbone", help="The network: a name or module:attribute.  [default: iresnet.small]")
 @click.option("--embedding-dim", type=int, help="[default: 128]")
-@click.option("--epochs", type=int, help="Passes over the training photographs.")
+@click.option("--epochs", type=int, help="Passes over the training photographs.  [default: 60]")
 @click.option("--batches-per-epoch", type=int, help="Default: as many as show about every photograph.")
-@click.option("--people", type=int, help="P: people in a batch.")
+@click.option("--people", type=int, help="P: people in a batch.  [default: 32]")
 @click.option(
-    "--images", type=int, help="K: photographs of each of them; people with fewer make room for more people."
+    "--images",
+    type=int,
+    help="K: photographs of each of them; people with fewer make room for more people.  [default: 8]",
 )
-@click.option("--margin", type=float, help="Of squared distances between unit embeddings.")
+@click.option("--margin", type=float, help="Of squared distances between unit embeddings.  [default: 0.2]")
 @click.option(
     "--extra-negatives", type=int, help="Random photographs of others added to each batch.  [default: 0]"
 )
-@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 0.002]")
 @click.option("--augment", type=float, help="Strength of the augmentation; 0: flips only.  [default: 1]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option(

@@ -52,7 +52,7 @@ def resolve(family: str, name: str) -> Any:
         value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot load {target} of {family}: {error}") from error
     return value
 
@@ -64,6 +64,7 @@ def _unknown(family: str, name: str) -> str:
     return f"no '{name}' among the {family}: {hint}there are {', '.join(names)} (or module:attribute)"
 
 
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 SET_BY_US = ("num_classes", "embedding_dim", "size_px")  # follow from the data and the configuration
 
 
@@ -77,6 +78,15 @@ def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
         return
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [parameter for parameter in names if parameter not in SET_BY_US]
+    for parameter in parameters:
+        kinds = _KINDS.get(str(parameter.annotation))
+        value = arguments.get(parameter.name)
+        if (
+            kinds
+            and parameter.name in arguments
+            and (not isinstance(value, kinds) or (value is True or value is False) != (kinds is bool))
+        ):
+            raise UserError(f"{name}: {parameter.name} = {value!r} should be of type {parameter.annotation}")
     for argument in arguments:
         if argument not in names:
             raise UserError(f"{name} takes no '{argument}': it takes {', '.join(names)}")

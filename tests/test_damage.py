@@ -109,3 +109,17 @@ def test_a_photograph_that_is_a_line_is_one_without_a_face(
     text = ft(root, "align", root / "raw", root / "aligned", "--size", 32).stdout
     assert "1 looked at" in text
     assert "ann/line.png,no-face,no face found" in (store(root) / "rejected.csv").read_text()
+
+
+def test_folders_named_the_wrong_way_round_harm_nothing(root: Path, ft: Callable, wrong: Callable) -> None:
+    before = {path: path.read_bytes() for path in (root / "raw").rglob("*.jpg")}
+    assert "holds crops" in wrong(root, "align", root / "aligned", root / "raw")
+    shutil.copytree(root / "raw", root / "other")
+    assert "did not make" in wrong(root, "align", root / "raw", root / "other")
+    assert "workspace's own folder" in wrong(root, "align", root / "raw", root / ".ft" / "crops")
+    (root / "aligned" / "imagespec.json").unlink()
+    assert "did not make" in wrong(root, "align", root / "aligned", root / "raw")
+    assert before == {path: path.read_bytes() for path in (root / "raw").rglob("*.jpg")}
+    assert before.keys() == {
+        root / "raw" / p.relative_to(root / "other") for p in (root / "other").rglob("*.jpg")
+    }

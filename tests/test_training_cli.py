@@ -222,6 +222,13 @@ def test_ctrl_c_and_resume(trained: Path) -> None:
         (["train", "--trainer", "triplets"], "did you mean 'triplet'"),
         (["train", "--trainer", "no.such:thing"], "cannot load no.such:thing"),
         (["train", "--set", "trainer_args.peple=3"], "takes no 'peple'"),
+        (["train", "--set", "trainer_args.people=2.5"], "should be of type int"),
+        (["train", "--set", "trainer_args.margin=foo"], "should be of type float"),
+        (["train", "--set", "trainer=3", "--set", "trainer.x=2"], "holds no settings"),
+        (["train", "--trainer", ":"], "cannot load"),
+        (["train", "--backbone", "os:getcwd"], "cannot be used"),
+        (["train", "--device", "meta"], "device"),
+        (["train", "--set", "lr=1e999"], "lr"),
         (["train", "--set", "learning_rate=3"], "no setting 'learning_rate'"),
         (["train", "--set", "lr"], "NAME=VALUE"),
         (["train", "--lr", "-1"], "lr = -1.0"),
@@ -246,3 +253,20 @@ def test_wrong_use_is_one_line(trained: Path, arguments: list[str], words: str) 
     assert words in lines[0]
     runs = {path.name for path in (trained / ".ft" / "runs").iterdir()}
     assert not any(name.startswith("triplet-") for name in runs), "a refused training leaves no run behind"
+
+
+def test_the_defaults_in_the_help_are_the_configurations() -> None:
+    import inspect
+
+    from facetrain.config import TrainConfig
+    from facetrain.train.trainers.triplet import TripletTrainer
+
+    trainer = {name: p.default for name, p in inspect.signature(TripletTrainer).parameters.items()}
+    config = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    for option in main.commands["train"].params:
+        text = getattr(option, "help", None) or ""
+        if "[default: " in text:
+            said = text.split("[default: ")[1].rstrip("]")
+            assert option.name is not None
+            expected = config[option.name] if option.name in config else trainer[option.name]
+            assert said == (expected if isinstance(expected, str) else f"{expected:g}"), option.name

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from facetrain.datasets.cache import CacheReport, build_cache
 from facetrain.errors import MissingStage, UserError
 from facetrain.index import Index, count_people, file_fingerprint, read_index
-from facetrain.preprocess.align_tree import AlignReport, align_tree, check_folders
+from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.preprocess.export_tree import export_tree as write_tree
 from facetrain.preprocess.prune import prune as enough_photographs
@@ -26,6 +26,7 @@ def align(
 ) -> AlignReport:
     """Align a tree and make it the workspace's current dataset; a mistake in the request writes nothing."""
     check_folders(raw, aligned)
+    _check_target(workspace, raw, aligned)
     workspace.create()
     with workspace.lock():
         dataset = _dataset_for(workspace, raw, aligned)
@@ -47,6 +48,21 @@ def align(
             dataset.write_record(record)
         workspace.make_current(dataset)
         return report
+
+
+def _check_target(workspace: Workspace, raw: Path, aligned: Path) -> None:
+    """Crops may only go where crops are, or nothing is: two folders named the wrong way round must harm nothing."""
+    if (raw / SPEC_FILE).is_file():
+        raise UserError(f"{raw} holds crops that `ft align` made: name the folder of the photographs first")
+    if aligned.resolve().is_relative_to(workspace.folder):
+        raise UserError(f"{aligned} lies in the workspace's own folder: name another folder for the crops")
+    try:
+        workspace.dataset(aligned)
+    except UserError:
+        if aligned.is_dir() and any(aligned.iterdir()) and not (aligned / SPEC_FILE).is_file():
+            raise UserError(
+                f"{aligned} holds files that `ft align` did not make: name a new or empty folder for the crops"
+            ) from None
 
 
 def _dataset_for(workspace: Workspace, raw: Path, aligned: Path) -> Dataset:

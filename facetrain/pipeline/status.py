@@ -54,7 +54,7 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
         _split(dataset, index),
         _cache(dataset, index),
     ]
-    return Status(dataset, lines, [_run(run) for run in workspace.runs()])
+    return Status(dataset, lines, [_run_or_damaged(run) for run in workspace.runs()])
 
 
 def _align(dataset: Dataset, index: Index, scan: bool) -> Line:
@@ -162,6 +162,13 @@ def _cache(dataset: Dataset, index: Index) -> Line:
     if lacking:
         return Line("cache", "stale", f"{lacking:,} kept crops are not in it: `ft cache` adds them; {size}")
     return Line("cache", "fresh", size)
+
+
+def _run_or_damaged(folder: Path) -> Line:
+    try:
+        return _run(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        return Line(folder.name, "stale", f"its config.json or metrics.csv is damaged ({error})")
 
 
 def _run(folder: Path) -> Line:

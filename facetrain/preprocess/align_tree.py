@@ -26,6 +26,7 @@ from facetrain.preprocess.aligner import AlignSettings, Outcome, Task, align_blo
 from facetrain.workers import process_pool, unordered
 
 BLOCK = 32  # photographs per task: enough to make the models' cache misses rare, few enough to spread evenly
+MAX_WORKERS = max(8, 4 * (os.cpu_count() or 1))  # more only wait for each other
 SPEC_FILE = "imagespec.json"  # in the aligned tree, so that it says itself what it holds
 _ROW_FIELDS = [field.name for field in fields(Outcome) if field.name in ROWS.names]
 
@@ -192,7 +193,7 @@ def _in_workers(
         return
     block = min(BLOCK, max(1, len(tasks) // (4 * jobs)))
     blocks = [tasks[i : i + block] for i in range(0, len(tasks), block)]
-    with process_pool(min(jobs, len(blocks))) as pool:
+    with process_pool(min(jobs, len(blocks), MAX_WORKERS)) as pool:
         try:
             yield from unordered(pool, partial(align_block, raw, aligned, settings), blocks, ahead=3 * jobs)
         except BaseException:
