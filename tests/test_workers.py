@@ -48,10 +48,12 @@ def test_a_worker_that_dies_is_a_clear_error() -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
 from facetrain.workers import process_pool
 
 if __name__ == "__main__":
+    # A shell's background job, as tests may be, starts with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with process_pool(2) as pool:
         pids = {pool.submit(os.getpid).result() for _ in range(40)}
         futures = [pool.submit(time.sleep, 60) for _ in range(2)]
