@@ -74,11 +74,8 @@ def start(
     if folder.exists():
         raise UserError(f"there is a run '{folder.name}' already: choose another --name")
     dataset = workspace.dataset(aligned)
-    notes: list[str] = []  # said once nothing can be wrong any more
-    photos, val = _photographs(workspace, dataset, threads, notes.append)
-    parts = _build(config, photos, val, torch_device, threads)
-    for note in notes:
-        say(note)
+    parts = _prepare(workspace, dataset, config, torch_device, threads, say)
+    photos = parts.photos
 
     folder.mkdir(parents=True)
     store = dataset.folder
@@ -109,8 +106,10 @@ def resume(
     runs = workspace.runs()
     if name is None and not runs:
         raise UserError("no run to resume: start one with `ft train`")
-    unfinished = [run for run in runs if epochs_done(run) < _epochs_asked(run)]
-    folder = workspace.run_folder(name) if name is not None else (unfinished or runs)[-1]
+    if name is not None:
+        folder = workspace.run_folder(name)
+    else:  # reading a state is not for nothing: stop at the first that fits
+        folder = next((run for run in reversed(runs) if epochs_done(run) < _epochs_asked(run)), runs[-1])
     if not (folder / "config.json").is_file():
         known = ", ".join(run.name for run in runs) or "none"
         raise UserError(f"no run '{folder.name}': there are {known}")
@@ -133,11 +132,7 @@ def resume(
             f"start a new run with `ft train`"
         )
     torch_device = device_of(device)
-    notes: list[str] = []  # said once nothing can be wrong any more
-    photos, val = _photographs(workspace, dataset, threads, notes.append)
-    parts = _build(config, photos, val, torch_device, threads)
-    for note in notes:
-        say(note)
+    parts = _prepare(workspace, dataset, config, torch_device, threads, say)
     return _run(folder, config, parts, torch_device, reporter, say)
 
 
@@ -205,6 +200,22 @@ class _Parts:
     trainer: Trainer
     batches: TrainingBatches
     validators: list[Validator]
+
+
+def _prepare(
+    workspace: Workspace,
+    dataset: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    threads: int,
+    say: Callable[[str], None],
+) -> _Parts:
+    notes: list[str] = []  # said once nothing can be wrong any more
+    photos, val = _photographs(workspace, dataset, threads, notes.append)
+    parts = _build(config, photos, val, device, threads)
+    for note in notes:
+        say(note)
+    return parts
 
 
 def _build(
