@@ -44,7 +44,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 def commands_page() -> str:
     """The whole of docs/reference/commands.md."""
     parts = [
-        "# Commands\n\n<!-- This page is generated: edit the texts in facetrain/cli.py, then run `make docs`. -->\n",
+        "# Commands\n\n<!-- This page is generated: edit the texts in facetrain/commands/, then run `make docs`. -->\n",
         "`ft COMMAND --help` says the same in the terminal. Results go to stdout, progress and errors to stderr.\n",
         "| exit code | meaning |\n|---|---|\n"
         "| 0 | done |\n| 1 | something went wrong that a different command line would not have prevented |\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from blake3 import blake3
 
-from facetrain.files import TEMP_PREFIX, temp_path
+from facetrain.files import PHOTOGRAPHS, TEMP_PREFIX, temp_path
 from facetrain.index import CONTENT, read_table, write_table
 
 RACY_NS = 2_000_000_000  # two seconds: FAT's tick, and room for a file server's clock to differ a little
@@ -33,8 +33,6 @@ SCHEMA = pa.schema(
         ("content", CONTENT),
     ]
 )
-
-PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(slots=True, frozen=True)

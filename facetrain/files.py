@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 TEMP_PREFIX = ".ft-tmp-"
+# Suffixes, in lower case, of the files that are taken for photographs.
+PHOTOGRAPHS = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"]
+    + [".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pnm"]
+)
 
 
 def temp_path(folder: Path, name: str) -> Path:

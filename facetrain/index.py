@@ -39,6 +39,10 @@ ROWS = pa.schema(
         ("width_px", pa.int32()),  # upright, EXIF orientation applied
         ("height_px", pa.int32()),
         ("faces", pa.int16()),  # how many the detector found
+        (
+            "detector_score",
+            pa.float32(),
+        ),  # the detector's confidence in the face that was taken; higher is surer
         ("box", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright photograph
         ("landmarks", pa.list_(pa.float32())),  # x0, y0, x1, y1, … in pixels of the upright photograph
         ("aligned", pa.string()),  # the crop, relative to ALIGNED

@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 
-from facetrain import cli
 from facetrain.errors import SpecMismatch, UserError
 from facetrain.image_spec import LANDMARK_SETS, ImageSpec, require_same
 
@@ -82,8 +81,3 @@ def test_templates_scale_with_the_crop() -> None:
             ImageSpec(size_px=size, landmarks=name, predictor=68).template_px for size in (50, 100)
         )
         np.testing.assert_allclose(2 * np.array(small), large)
-
-
-def test_the_command_line_knows_the_landmark_sets() -> None:
-    """cli.py has them by heart, so that `ft --help` need not import them."""
-    assert set(cli.LANDMARK_SETS) == set(LANDMARK_SETS)

@@ -14,7 +14,7 @@ import facetrain
 
 PACKAGE = Path(facetrain.__file__).parent
 PARTS = ("preprocess", "datasets", "train", "evaluate")
-ABOVE = ("cli", "terminal")  # command line and what it shows
+ABOVE = ("cli", "commands", "terminal")  # command line and what it shows
 HEAVY = ("torch", "dlib", "nvidia.dali", "cv2", "matplotlib", "sklearn", "pyarrow", "scipy", "PIL", "pandas")
 
 

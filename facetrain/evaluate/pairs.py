@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+from facetrain.files import PHOTOGRAPHS
 
 
 class Pair(NamedTuple):
@@ -153,7 +152,7 @@ def _photographs_by_stem(folder: Path) -> dict[str, str]:
     by_stem: dict[str, str] = {}
     for name in sorted(names, key=lambda name: (len(name), name)):
         stem, suffix = os.path.splitext(name)
-        while suffix.lower() in SUFFIXES:
+        while suffix.lower() in PHOTOGRAPHS:
             by_stem.setdefault(stem, name)
             stem, suffix = os.path.splitext(stem)
     return by_stem

@@ -10,6 +10,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from facetrain.workers import process_pool, unordered
 BLOCK = 32  # photographs per task: enough to make the models' cache misses rare, few enough to spread evenly
 MAX_WORKERS = max(8, 4 * (os.cpu_count() or 1))  # more only wait for each other
 SPEC_FILE = "imagespec.json"  # in the aligned tree, so that it says itself what it holds
+Pool = Callable[[int], AbstractContextManager[Executor]]
 _ROW_FIELDS = [field.name for field in fields(Outcome) if field.name in ROWS.names]
 
 
@@ -52,6 +55,7 @@ def align_tree(
     settings: AlignSettings,
     *,
     jobs: int,
+    pool: Pool | None = None,
     redo: bool = False,
     only: Collection[str] | None = None,
     on_start: Callable[[int], None] = lambda total: None,
@@ -59,7 +63,8 @@ def align_tree(
 ) -> AlignReport:
     """Bring ``aligned`` and the index in ``store`` up to date with ``raw``.
 
-    ``only`` restricts the work to these paths. ``redo`` allows settings other than those of the crops that are there,
+    ``pool`` makes the executor for so many workers (default: processes of this machine). ``only`` restricts the work
+    to these paths. ``redo`` allows settings other than those of the crops that are there,
     and makes them all again. Raises UserError for folders that cannot serve, SpecMismatch when the settings differ and
     ``redo`` is not given.
     """
@@ -96,7 +101,7 @@ def align_tree(
     if redo:
         (aligned / SPEC_FILE).unlink(missing_ok=True)  # until all crops are of one kind again
     with journal.open(file_system_now_ns(store)) as append:
-        for block in _in_workers(raw, aligned, settings, tasks, jobs):
+        for block in _in_workers(raw, aligned, settings, tasks, jobs, pool or process_pool):
             for outcome in block:
                 if outcome.unchanged:
                     known_row = rows[outcome.path]
@@ -187,17 +192,19 @@ def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
 
 
 def _in_workers(
-    raw: Path, aligned: Path, settings: AlignSettings, tasks: list[Task], jobs: int
+    raw: Path, aligned: Path, settings: AlignSettings, tasks: list[Task], jobs: int, pool: Pool
 ) -> Iterator[list[Outcome]]:
     if not tasks:
         return
     block = min(BLOCK, max(1, len(tasks) // (4 * jobs)))
     blocks = [tasks[i : i + block] for i in range(0, len(tasks), block)]
-    with process_pool(min(jobs, len(blocks), MAX_WORKERS)) as pool:
+    with pool(min(jobs, len(blocks), MAX_WORKERS)) as executor:
         try:
-            yield from unordered(pool, partial(align_block, raw, aligned, settings), blocks, ahead=3 * jobs)
+            yield from unordered(
+                executor, partial(align_block, raw, aligned, settings), blocks, ahead=3 * jobs
+            )
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
             raise
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from blake3 import blake3
 
 from facetrain.errors import UserError
-from facetrain.file_table import PHOTOGRAPHS, Stat
-from facetrain.files import write_bytes
+from facetrain.file_table import Stat
+from facetrain.files import PHOTOGRAPHS, write_bytes
 from facetrain.image_spec import ImageSpec
 from facetrain.index import ALIGNED
 from facetrain.preprocess.crop import crop, encode, is_degenerate
@@ -70,6 +70,7 @@ class Outcome:
     width_px: int | None = None
     height_px: int | None = None
     faces: int | None = None
+    detector_score: float | None = None
     box: Box | None = None
     landmarks: list[float] | None = None
     aligned: str | None = None

@@ -1,0 +1,66 @@
+"""What the commands share: options, tables, the workspace, the one line that an error is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from facetrain.workspace import Workspace
+
+FOLDER = click.Path(path_type=Path)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then the end."""
+    line = " ".join(message.split())
+    click.echo(click.style("Error: ", fg="red", bold=True) + line, err=True)
+    raise click.exceptions.Exit(code)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(1, 1024),
+        default=processors,
+        show_default="the processors there are",
+        help=what,
+    )
+
+
+dataset_argument = click.argument("aligned", required=False, type=FOLDER)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would change.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def open_workspace(ctx: click.Context, *, create: bool = False) -> Workspace:
+    from facetrain.workspace import Workspace
+
+    return Workspace.find(ctx.obj, create=create)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, the first left-aligned, numbers right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i and cell[:1].isdigit() else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  " + "  ".join(cells).rstrip())

@@ -1,0 +1,271 @@
+"""From photographs to shards: ft synth, align, prune, split, cache, export-tree."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from facetrain.commands.common import (
+    FOLDER,
+    count,
+    dataset_argument,
+    dry_run_option,
+    jobs_option,
+    open_workspace,
+    table,
+)
+from facetrain.errors import UserError
+from facetrain.image_spec import LANDMARK_SETS
+
+if TYPE_CHECKING:
+    from facetrain.pipeline.data import People
+
+
+@click.command()
+@click.argument("out", type=FOLDER)
+@click.option("--identities", type=int, default=100, show_default=True, help="People.")
+@click.option("--images", type=int, default=20, show_default=True, help="Photographs of each person.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other people.")
+@click.option(
+    "--size", "size_px", type=int, default=250, show_default=True, help="Side of a photograph in pixels."
+)
+@jobs_option("Worker processes.")
+def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs: int) -> None:
+    """Draw synthetic photographs of people into OUT, for trying things out.
+
+    Pose, light, expression, background, blur and JPEG quality vary within a person. The same numbers give the same
+    bytes; more people or more photographs leave those that are there as they are.
+    """
+    from facetrain.datasets.synth import synthesise
+    from facetrain.progress import Progress
+
+    with Progress("drawing", "photographs") as bar:
+        bar.begin(max(identities, 0) * max(images, 0))
+        report = synthesise(
+            out,
+            identities=identities,
+            images=images,
+            seed=seed,
+            size_px=size_px,
+            jobs=jobs,
+            on_progress=bar.advance,
+        )
+    click.echo(
+        f"{report.photographs:,} photographs of {report.people:,} people in {out} "
+        f"({report.drawn:,} drawn now, {report.seconds:.1f} s)"
+    )
+
+
+@click.command()
+@click.argument("raw", type=FOLDER)
+@click.argument("aligned", type=FOLDER)
+@click.option("--size", "size_px", type=int, default=96, show_default=True, help="Side of a crop in pixels.")
+@click.option(
+    "--landmarks",
+    default="five-point",
+    show_default=True,
+    metavar="SET",
+    help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The last two are OpenFace's (exact affine), "
+    "the first is a similarity transform onto insightface's 112-pixel template, scaled (with --predictor 5, which finds "
+    "no mouth, onto the same framing by eye corners and nose).",
+)
+@click.option(
+    "--predictor",
+    type=click.Choice(["5", "68"]),
+    help="dlib's landmark model. Default: 5 where the landmark set allows it, else 68, whose training data "
+    "exclude commercial use (the 5-point model's do not).",
+)
+@click.option(
+    "--multi",
+    default="largest",
+    show_default=True,
+    metavar="RULE",
+    help="Of several faces take the largest, the one nearest the centre, or skip the photograph.",
+)
+@click.option(
+    "--format", "image_format", default="jpg", show_default=True, metavar="jpg|png", help="Of the crops."
+)
+@click.option("--quality", type=int, default=95, show_default=True, help="JPEG quality.")
+@click.option(
+    "--redo", is_flag=True, help="Align every photograph again; needed to change the settings of ALIGNED."
+)
+@jobs_option("Worker processes.")
+@click.pass_context
+def align(
+    ctx: click.Context,
+    raw: Path,
+    aligned: Path,
+    size_px: int,
+    landmarks: str,
+    predictor: str | None,
+    multi: str,
+    image_format: str,
+    quality: int,
+    redo: bool,
+    jobs: int,
+) -> None:
+    """Find the face in every photograph under RAW and write an aligned crop of it under ALIGNED.
+
+    A person's identity is the folder right under RAW. Run again, only what is new or changed is looked at. Every
+    photograph, rejected ones with the reason, becomes a row of the workspace's index.
+    """
+    from facetrain.image_spec import ImageSpec
+    from facetrain.index import ALIGNED, STATUSES
+    from facetrain.pipeline import data
+    from facetrain.preprocess.aligner import AlignSettings
+    from facetrain.progress import human_duration
+
+    spec = ImageSpec(
+        size_px=size_px,
+        landmarks=landmarks,
+        predictor=int(predictor) if predictor else 68 if landmarks == "inner-eyes-bottom-lip" else 5,
+        format=image_format,
+        quality=quality if image_format == "jpg" else 0,
+    )
+    settings = AlignSettings(spec, multi)
+    report = data.align(open_workspace(ctx, create=True), raw, aligned, settings, jobs=jobs, redo=redo)
+    total = sum(report.counts.values())
+    rows = [
+        (STATUSES[status], f"{count:,}", f"{count / total:.2%}")
+        for status, count in report.counts.items()
+        if count or status in (ALIGNED, "no-face", "several-faces", "unreadable")
+    ]
+    table(rows)
+    rate = report.looked_at / report.seconds
+    done = f"{report.looked_at:,} looked at ({rate:,.0f}/s), " if report.looked_at else "nothing to do, "
+    click.echo(
+        f"{total:,} photographs: {done}{report.unchanged:,} as before; {human_duration(report.seconds)}"
+    )
+    if report.ignored:
+        kinds = ", ".join(
+            f"{n:,} {suffix or 'without a suffix'}" for suffix, n in sorted(report.ignored.items())
+        )
+        click.echo(f"files that are no photographs, passed over: {kinds}")
+    if report.disappeared:
+        click.echo(
+            f"no longer in {raw}: {count(report.disappeared, 'photograph')}, marked missing and not used any more"
+        )
+    if total > report.counts[ALIGNED]:
+        click.echo(f"those not aligned, and why: {os.path.relpath(report.rejected_list)}")
+
+
+def people_table(rows: dict[str, People]) -> None:
+    table(
+        [
+            ("", "people", "photographs"),
+            *((name, f"{p.people:,}", f"{p.photographs:,}") for name, p in rows.items()),
+        ]
+    )
+
+
+@click.command()
+@dataset_argument
+@click.option(
+    "--min", "min_photographs", type=int, help="Keep people with at least so many aligned photographs."
+)
+@click.option("--undo", is_flag=True, help="Keep everyone again.")
+@dry_run_option
+@click.pass_context
+def prune(
+    ctx: click.Context, aligned: Path | None, min_photographs: int | None, undo: bool, dry_run: bool
+) -> None:
+    """Leave out people with too few photographs.
+
+    It only marks rows of the index; no photograph is moved or deleted, and `--undo` takes it back.
+    """
+    from facetrain.pipeline import data
+
+    workspace = open_workspace(ctx)
+    if undo:
+        there = data.undo(workspace, aligned, "prune")
+        click.echo("everyone is kept again" if there else "nobody was left out")
+        return
+    if min_photographs is None:
+        raise UserError("how many photographs must a person have? `ft prune --min 10`")
+    before, after = data.prune(workspace, aligned, min_photographs, dry_run=dry_run)
+    people_table({"before": before, "would be kept" if dry_run else "kept": after})
+
+
+@click.command()
+@click.argument("ratio", required=False, type=float)
+@dataset_argument
+@click.option(
+    "--by",
+    default="identity",
+    show_default=True,
+    metavar="identity|image",
+    help="Set people apart, so that validation people are new people (what verification measures), or photographs.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another split.")
+@click.option("--undo", is_flag=True, help="Take the split away.")
+@dry_run_option
+@click.pass_context
+def split(
+    ctx: click.Context,
+    ratio: float | None,
+    aligned: Path | None,
+    by: str,
+    seed: int,
+    undo: bool,
+    dry_run: bool,
+) -> None:
+    """Set the share RATIO of the people (or photographs) apart for validation.
+
+    The choice follows from the seed and each person's name alone: adding people moves nobody from one side to the
+    other. It only marks rows of the index; `--undo` takes it back.
+    """
+    from facetrain.pipeline import data
+
+    workspace = open_workspace(ctx)
+    if undo:
+        there = data.undo(workspace, aligned, "split")
+        click.echo("the split is taken away" if there else "nothing was split")
+        return
+    if ratio is None:
+        raise UserError("which share is for validation? `ft split 0.1`")
+    train, val = data.split(workspace, aligned, ratio, by=by, seed=seed, dry_run=dry_run)
+    people_table({"training": train, "validation": val})
+
+
+@click.command()
+@dataset_argument
+@click.option("--verify", is_flag=True, help="Hash every crop and every shard; make damaged shards again.")
+@jobs_option("Threads.")
+@click.pass_context
+def cache(ctx: click.Context, aligned: Path | None, verify: bool, jobs: int) -> None:
+    """Decode the kept crops into Arrow shards (`ft train` does it when needed).
+
+    Only what is new or changed is decoded. Any Arrow reader opens the shards in .ft/cache/.
+    """
+    from facetrain.pipeline import data
+
+    report = data.cache(open_workspace(ctx), aligned, threads=jobs, verify=verify)
+    if report.shards_damaged:
+        click.echo(f"damaged, and made again: {count(report.shards_damaged, 'shard')}")
+    click.echo(
+        f"{count(report.images, 'crop')} in {count(report.shards_written + report.shards_kept, 'shard')}, "
+        f"{report.bytes / 1e6:,.0f} MB: {report.decoded:,} decoded, {report.copied:,} copied, "
+        f"{count(report.shards_written, 'shard')} written; "
+        f"{report.seconds:.1f} s"
+    )
+    if report.undecodable:
+        click.echo(
+            f"{report.undecodable:,} crops cannot be decoded and are left out: {os.path.relpath(report.undecodable_list)}"
+        )
+    if report.absent:
+        click.echo(f"{report.absent:,} crops are gone from the aligned tree: `ft align` makes them again")
+
+
+@click.command("export-tree")
+@click.argument("out", type=FOLDER)
+@dataset_argument
+@click.pass_context
+def export_tree(ctx: click.Context, out: Path, aligned: Path | None) -> None:
+    """Lay out OUT/train/<person>/ and OUT/val/<person>/ as links to the crops, for other tools."""
+    from facetrain.pipeline import data
+
+    counts = data.export_tree(open_workspace(ctx), aligned, out)
+    click.echo(f"{counts['train']:,} training and {counts['val']:,} validation crops linked in {out}")

@@ -1,0 +1,181 @@
+"""How good is it, and how does it stand? ft evaluate, plot-loss, status."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from facetrain.commands.common import (
+    FOLDER,
+    dataset_argument,
+    device_option,
+    jobs_option,
+    json_option,
+    open_workspace,
+    table,
+)
+from facetrain.errors import UserError
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--pairs", type=FOLDER, help="A pairs file in LFW's format. Without it: the validation split.")
+@click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
+@click.option(
+    "--multi",
+    default="centre",
+    show_default=True,
+    metavar="RULE",
+    help="Of several faces in a raw photograph: the largest, or the one nearest the centre.",
+)
+@click.option(
+    "--no-face",
+    type=click.Choice(["different", "drop"]),
+    default="different",
+    show_default=True,
+    help="A pair with a photograph without a face counts as told apart, or is left out.",
+)
+@click.option("--dataset", "aligned", type=FOLDER, help="For the validation split: its aligned tree.")
+@click.option("--num-pairs", type=int, default=6000, show_default=True, help="Pairs of the validation split.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of these pairs.")
+@click.option("--out", type=FOLDER, help="Name of the files without suffix. Default: in the run's folder.")
+@device_option
+@json_option
+@jobs_option("Worker processes and threads.")
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    checkpoint: str | None,
+    pairs: Path | None,
+    images: Path | None,
+    multi: str,
+    no_face: str,
+    aligned: Path | None,
+    num_pairs: int,
+    seed: int,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+    jobs: int,
+) -> None:
+    """Measure verification: are two photographs of the same person?
+
+    CHECKPOINT is a run's name or a .safetensors file; by default the latest run's best. With --pairs and --images:
+    LFW's protocol, the threshold of each fold chosen on the others; raw photographs are aligned as the checkpoint's
+    were.
+    """
+    if (pairs is None) != (images is None):
+        raise UserError(
+            "--pairs and --images go together: the list of pairs, and the folder of its photographs"
+        )
+    from facetrain.pipeline import evaluation
+    from facetrain.pipeline.training import device_of
+
+    workspace = open_workspace(ctx, create=pairs is not None)
+    how: dict[str, Any] = {"out": out, "device": device_of(device), "jobs": jobs}
+    which = evaluation.find_checkpoint(workspace, checkpoint)
+    if pairs is not None and images is not None:
+        done = evaluation.evaluate_pairs(workspace, which, pairs, images, multi=multi, no_face=no_face, **how)
+    else:
+        done = evaluation.evaluate_split(workspace, aligned, which, num_pairs=num_pairs, seed=seed, **how)
+    if as_json:
+        click.echo(done.files[0].read_text(), nl=False)
+        return
+    show_evaluation(done)
+
+
+def show_evaluation(done: Any) -> None:
+    result = done.result
+    rows = [("accuracy, mean of folds", f"{result.accuracy_mean:.4f}")]
+    if result.accuracy_standard_error is not None:
+        rows.append(("  standard error", f"{result.accuracy_standard_error:.4f}"))
+        rows.append(("  population deviation", f"{result.accuracy_population_deviation:.4f}"))
+    rows += [("AUC", f"{result.auc:.4f}"), ("EER", f"{result.eer:.4f}")]
+    for far, tar in result.tar_at_far.items():
+        rows.append((f"TAR at FAR {far:g}", f"{tar:.4f}" if tar is not None else "too few pairs"))
+    folds = len(result.accuracies)
+    rows.append(
+        (
+            f"pairs, same / different ({folds} fold{'s' * (folds > 1)})",
+            f"{result.same_pairs:,} / {result.different_pairs:,}",
+        )
+    )
+    table(rows)
+    for note in done.notes:
+        click.echo(f"note: {note}")
+    for file in done.files:
+        click.echo(f"wrote {os.path.relpath(file)}")
+
+
+@click.command("plot-loss")
+@click.argument("runs", nargs=-1)
+@click.option("--out", type=FOLDER, help="The figure's name. Default: loss.png in the run's folder, or here.")
+@click.pass_context
+def plot_loss(ctx: click.Context, runs: tuple[str, ...], out: Path | None) -> None:
+    """Draw how runs went: loss, validation accuracy, learning rate, triplet statistics. PNG and SVG.
+
+    RUNS are names, or folders of runs, compared in one figure; by default the latest run.
+    """
+    from facetrain.evaluate.figures import loss_figure
+    from facetrain.evaluate.metrics import read_metrics
+
+    folders = list(dict.fromkeys(run_folders(ctx, runs)))
+    names = [folder.name for folder in folders]
+    labels = [
+        name if names.count(name) == 1 else os.path.relpath(folder)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    curves = {label: read_metrics(folder) for label, folder in zip(labels, folders, strict=True)}
+    default = folders[0] / "loss.png" if len(folders) == 1 else Path("loss.png")
+    for file in loss_figure(curves, out or default):
+        click.echo(f"wrote {os.path.relpath(file)}")
+
+
+def run_folders(ctx: click.Context, runs: Sequence[str]) -> list[Path]:
+    """The folders of these runs; without any, the latest run's."""
+    if runs and all(Path(run).is_dir() for run in runs):
+        return [Path(run).resolve() for run in runs]
+    workspace = open_workspace(ctx)
+    there = workspace.runs()
+    if not there:
+        raise UserError("no run yet: start one with `ft train`")
+    by_name = {folder.name: folder for folder in there}
+    for run in runs:
+        if run not in by_name:
+            raise UserError(f"no run '{run}': there are {', '.join(by_name)}")
+    return [by_name[run] for run in runs] or [there[-1]]
+
+
+@click.command()
+@dataset_argument
+@click.option("--scan", is_flag=True, help="Look for changed photographs in RAW however many there are.")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, aligned: Path | None, scan: bool, as_json: bool) -> None:
+    """Show every stage as fresh, stale (and why) or missing, and the runs."""
+    from facetrain.pipeline.status import status as find_status
+
+    found = find_status(open_workspace(ctx), aligned, scan=scan)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{found.dataset.raw} → {found.dataset.aligned}")
+    colours = {
+        "fresh": "green",
+        "finished": "green",
+        "stale": "yellow",
+        "unfinished": "yellow",
+        "missing": "red",
+    }
+    lines = [*found.lines, *found.runs]
+    width = max(len(line.stage) for line in lines)
+    for line in lines:
+        if found.runs and line is found.runs[0]:
+            click.echo("runs")
+        state = click.style(f"{line.state:10}", fg=colours[line.state])
+        click.echo(f"  {line.stage:{width}}  {state}  {line.detail}")
