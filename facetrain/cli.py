@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from facetrain import __version__
-from facetrain.commands import data, measuring, training
+from facetrain.commands import data, importing, measuring, training
 from facetrain.commands.common import FOLDER, fail
 from facetrain.errors import FacetrainError, UserError
 
@@ -68,7 +68,9 @@ def main(ctx: click.Context, workspace: Path | None) -> None:
 
 for command in (
     data.synth,
+    importing.import_,
     data.align,
+    data.index,
     data.prune,
     data.split,
     data.cache,

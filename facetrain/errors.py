@@ -1,10 +1,13 @@
 """The exception tree. Every message is one line that says what to do next.
 
     FacetrainError
+    ├── WorkerDied         a worker process was killed or crashed, again and again (`workers`)
+    ├── ClusterFailed      the scheduler was lost, or workers died again and again (`cluster`)
     └── UserError          a mistake of the user's: the CLI prints the line and exits with code 2
         ├── MissingStage   a stage that must run first has not run (or is stale)
         ├── SpecMismatch   two sides were made with different image specs
-        └── Locked         another command is writing to the same workspace
+        ├── Locked         another command is writing to the same workspace
+        └── UnfitWorker    a cluster's worker has other versions, or does not see the folders (`cluster`)
 
 Internal bugs are ordinary exceptions and keep their traceback.
 """

@@ -7,28 +7,41 @@ none of them. Everything else is hashed again (BLAKE3). st_dev is left out: it i
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as stat_modes
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.files import PHOTOGRAPHS, TEMP_PREFIX, temp_path
-from facetrain.index import CONTENT, read_table, write_table
+from facetrain.tables import CHUNK_ROWS, CONTENT, merge_sorted, positions, read_table, take, write_table
 
 RACY_NS = 2_000_000_000  # two seconds: FAT's tick, and room for a file server's clock to differ a little
+NO_FILE = "not a file but a pipe, socket or device"
+MAX_DEPTH = 100  # folders in folders
 
-SCHEMA = pa.schema(
+STATE = ("size_bytes", "mtime_ns", "ctime_ns", "inode")
+LISTED = pa.schema(
     [
-        ("path", pa.string()),
+        ("path", pa.large_string()),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("ctime_ns", pa.int64()),
         ("inode", pa.uint64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        *LISTED,
         ("hashed_ns", pa.int64()),  # the file system's clock just before the content was read
         ("content", CONTENT),
     ]
@@ -49,44 +62,34 @@ class Stat:
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
-@dataclass(slots=True, frozen=True)
-class Known:
-    """A file as it was when its content was hashed."""
-
-    stat: Stat
-    hashed_ns: int
-    content: bytes
-
-    def still(self, stat: Stat) -> bool:
-        """True when a file that looks like ``stat`` must have the content that was hashed."""
-        return self.stat == stat and max(stat.mtime_ns, stat.ctime_ns) < self.hashed_ns - RACY_NS
-
-
 @dataclass
 class Listing:
     """A walk through a tree: photographs by path relative to the root, sorted; and what else was met."""
 
-    photographs: dict[str, Stat] = field(default_factory=dict)
+    files: pa.Table = field(default_factory=LISTED.empty_table)  # as LISTED
     problems: dict[str, str] = field(default_factory=dict)  # path → why it could not be entered or named
     others: Counter[str] = field(default_factory=Counter)  # other files, by lower-case suffix
     temporary: list[str] = field(default_factory=list)  # left by a command of ours that was killed
+
+    def __len__(self) -> int:
+        return self.files.num_rows
 
 
 def walk(root: Path, suffixes: Collection[str] = PHOTOGRAPHS) -> Listing:
     """List a tree. Links are followed, loops are not; names that begin with a dot are passed over."""
     listing = Listing()
-    for folder, entry in _entries(root, "", (), listing):
-        path = folder + entry.name
-        if entry.name.startswith(TEMP_PREFIX):
-            listing.temporary.append(path)
+    rows = _Rows()
+    for path, entry in _entries(root, listing.problems):
+        name = entry.name
+        if name.startswith("."):
+            if name.startswith(TEMP_PREFIX):
+                listing.temporary.append(path)
             continue
-        if entry.name.startswith("."):
-            continue
-        suffix = os.path.splitext(entry.name)[1].lower()
+        suffix = name[name.rfind(".") :].lower() if "." in name else ""
         if suffix not in suffixes:
-            listing.others[suffix] += 1
+            listing.others[_shown(suffix)] += 1
             continue
-        if _shown(path) != path:
+        if not path.isascii() and _shown(path) != path:
             listing.problems[_shown(path)] = "its name is not UTF-8: rename it"
             continue
         try:
@@ -95,41 +98,84 @@ def walk(root: Path, suffixes: Collection[str] = PHOTOGRAPHS) -> Listing:
             listing.problems[path] = error.strerror or str(error)
             continue
         if stat_modes.S_ISREG(found.st_mode):
-            listing.photographs[path] = Stat.of(found)
+            rows.add(path, found)
         else:
-            listing.problems[path] = "not a file but a pipe, socket or device"
-    listing.photographs = dict(sorted(listing.photographs.items()))
+            listing.problems[path] = NO_FILE
+    listing.files = rows.table()
     return listing
 
 
+class _Rows:
+    """Gathers the rows of LISTED in little memory."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.full: list[pa.Array] = []
+        self.state = [array("q"), array("q"), array("q"), array("Q")]
+
+    def add(self, path: str, found: os.stat_result) -> None:
+        self.paths.append(path)
+        size_bytes, mtime_ns, ctime_ns, inode = self.state
+        size_bytes.append(found.st_size)
+        mtime_ns.append(found.st_mtime_ns)
+        ctime_ns.append(found.st_ctime_ns)
+        inode.append(found.st_ino)
+        if len(self.paths) == CHUNK_ROWS:
+            self.full.append(pa.array(self.paths, pa.large_string()))
+            self.paths = []
+
+    def table(self) -> pa.Table:
+        paths = pa.chunked_array([*self.full, pa.array(self.paths, pa.large_string())])
+        return pa.table(
+            [paths, *(np.frombuffer(column, column.typecode) for column in self.state)], schema=LISTED
+        )
+
+
 def find_photographs(root: Path) -> Iterator[str]:
-    """The paths that `walk` would list, one by one and in no order: for a look at the first few of a large tree."""
-    for folder, entry in _entries(root, "", (), Listing()):
+    """The paths that `walk` would list, one by one: for a look at the first few of a large tree."""
+    for path, entry in _entries(root, {}):
         if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in PHOTOGRAPHS:
-            yield folder + entry.name
+            yield path
 
 
-def _entries(
-    root: Path, folder: str, above: tuple[tuple[int, int], ...], listing: Listing
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All files beneath ``folder``; ``above`` are the (device, inode) of the folders on the way down."""
-    try:
-        here = os.stat(root / folder)
+def _entries(root: Path, problems: dict[str, str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All files beneath ``root`` with their paths, in the order of these; what cannot be entered is a problem."""
+
+    def inside(
+        folder: int, prefix: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        here = os.fstat(folder)
         key = (here.st_dev, here.st_ino)
-        if key in above:
-            listing.problems[_shown(folder.rstrip("/"))] = "a link back to a folder above it"
+        if key in above or len(above) > MAX_DEPTH:
+            problems[_shown(prefix[:-1])] = (
+                "a link back to a folder above it" if key in above else f"more than {MAX_DEPTH} folders deep"
+            )
             return
-        with os.scandir(root / folder) as found:
-            entries = list(found)
-    except OSError as error:
-        listing.problems[_shown(folder.rstrip("/"))] = error.strerror or str(error)
-        return
-    for entry in entries:
-        if _is_folder(entry):
-            if not entry.name.startswith("."):
-                yield from _entries(root, f"{folder}{entry.name}/", (*above, key), listing)
-        else:
-            yield folder, entry
+        with os.scandir(folder) as found:
+            # A folder's slash takes part in the order: so all paths come out sorted, without sorting all.
+            entries = sorted(((e.name + "/" * _is_folder(e), e) for e in found), key=itemgetter(0))
+        for name, entry in entries:
+            if not name.endswith("/"):
+                yield prefix + name, entry
+            elif not name.startswith("."):
+                yield from enter(entry.name, folder, prefix + name, (*above, key))
+
+    def enter(
+        name: str, where: int | None, prefix: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        try:
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
+        except OSError as error:
+            problems[_shown(prefix[:-1])] = error.strerror or str(error)
+            return
+        try:
+            yield from inside(folder, prefix, above)
+        except OSError as error:
+            problems[_shown(prefix[:-1])] = error.strerror or str(error)
+        finally:
+            os.close(folder)
+
+    return enter(os.fspath(root), None, "", ())
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -149,44 +195,93 @@ class FileTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.known: dict[str, Known] = {}
-        if path.is_file():
-            columns = [column.to_pylist() for column in read_table(path).columns]
-            for name, size, mtime, ctime, inode, hashed, content in zip(*columns, strict=True):
-                self.known[name] = Known(Stat(size, mtime, ctime, inode), hashed, content)
+        self.table: pa.Table = read_table(path) if path.is_file() else SCHEMA.empty_table()
 
-    def unchanged(self, path: str, stat: Stat) -> bytes | None:
-        """The content hash of a file that cannot have changed; None when it must be read."""
-        known = self.known.get(path)
-        return known.content if known is not None and known.still(stat) else None
+    def distrust(self) -> None:
+        """Forget everything, so that every file is read again."""
+        self.table = SCHEMA.empty_table()
 
-    def refresh(self, root: Path, files: dict[str, Stat]) -> dict[str, str]:
+    def contents(self, files: pa.Table) -> pa.ChunkedArray:
+        """The content hash of each of these files (as `Listing.files`); null where it must be read to know it."""
+        where = positions(files["path"], self.table["path"])
+        then = {name: take(self.table[name], where) for name in (*STATE, "hashed_ns", "content")}
+        newest = pc.max_element_wise(files["mtime_ns"], files["ctime_ns"])
+        still = pc.less(newest, pc.subtract(then["hashed_ns"], RACY_NS))
+        for name in STATE:
+            still = pc.and_(still, pc.equal(then[name], files[name]))
+        return pc.if_else(still, then["content"], pa.scalar(None, CONTENT))
+
+    def refresh(self, root: Path, files: pa.Table) -> dict[str, str]:
         """Hash what may have changed, forget what is gone; return {path: error} of files that could not be read."""
         now_ns = file_system_now_ns(self._path.parent)
-        errors = {}
-        fresh = {}
-        for path, stat in files.items():
-            if self.unchanged(path, stat) is not None:
-                fresh[path] = self.known[path]
-                continue
-            try:
-                with open(root / path, "rb") as handle:
-                    stat = Stat.of(os.fstat(handle.fileno()))
-                    fresh[path] = Known(stat, now_ns, blake3(handle.read()).digest())
-            except OSError as error:
-                errors[path] = error.strerror or str(error)
-        self.known = fresh
+        settled = pc.is_valid(self.contents(files))
+        errors: dict[str, str] = {}
+        read = _Read(now_ns)
+        for chunk in files["path"].filter(pc.invert(settled)).chunks:
+            for path in chunk.to_pylist():
+                try:
+                    with open(root / path, "rb", opener=open_file) as handle:
+                        read.add(path, Stat.of(os.fstat(handle.fileno())), blake3(handle.read()).digest())
+                except OSError as error:
+                    errors[path] = error.strerror or str(error)
+        self.keep(files["path"].filter(settled))
+        self.put(read.table())
         return errors
+
+    def put(self, fresh: pa.Table) -> None:
+        """Take in what is known of some files: as SCHEMA, sorted by path."""
+        if fresh.num_rows:
+            others = positions(self.table["path"], fresh["path"]) < 0
+            self.table = merge_sorted(self.table.filter(pa.array(others)), fresh)
+
+    def keep(self, paths: pa.ChunkedArray) -> None:
+        """Forget all files but these."""
+        kept = positions(self.table["path"], paths) >= 0
+        if not kept.all():
+            self.table = self.table.filter(pa.array(kept))
 
     def save(self) -> None:
         """Write the table, sorted by path."""
-        rows = [
-            (path, k.stat.size_bytes, k.stat.mtime_ns, k.stat.ctime_ns, k.stat.inode, k.hashed_ns, k.content)
-            for path, k in sorted(self.known.items())
-        ]
-        columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-        write_table(self._path, pa.table(arrays, schema=SCHEMA))
+        write_table(self._path, self.table)
+
+
+class _Read:
+    """Gathers the rows of SCHEMA, a chunk at a time."""
+
+    def __init__(self, hashed_ns: int) -> None:
+        self.hashed_ns = hashed_ns
+        self.parts = [SCHEMA.empty_table()]
+        self.rows: list[tuple[str, int, int, int, int, bytes]] = []
+
+    def add(self, path: str, stat: Stat, content: bytes) -> None:
+        self.rows.append((path, stat.size_bytes, stat.mtime_ns, stat.ctime_ns, stat.inode, content))
+        if len(self.rows) == CHUNK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        *state, contents = zip(*self.rows, strict=True)
+        columns = [*state, [self.hashed_ns] * len(self.rows), contents]
+        self.parts.append(
+            pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
+        )
+        self.rows = []
+
+    def table(self) -> pa.Table:
+        if self.rows:
+            self._flush()
+        return pa.concat_tables(self.parts)
+
+
+def open_file(path: str, flags: int) -> int:
+    """For `open`: what has become a pipe or device since it was listed is an error, and never waited for."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if stat_modes.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat_modes.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, NO_FILE, path)
 
 
 def file_system_now_ns(folder: Path) -> int:

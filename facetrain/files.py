@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 TEMP_PREFIX = ".ft-tmp-"
 # Suffixes, in lower case, of the files that are taken for photographs.
 PHOTOGRAPHS = frozenset(
@@ -45,6 +47,11 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass  # someone else's, but it is there
     return True
+
+
+def file_fingerprint(path: Path) -> str:
+    """BLAKE3 of a file, hex."""
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 @contextmanager
@@ -91,9 +98,13 @@ def write_json(path: Path, value: Any) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table for people and spreadsheets, whole or not at all, unless it is there already."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    # The csv module quotes a field for the characters of its line's end: "\r\n" has both of those that divide lines.
+    writer = csv.writer(text, lineterminator="\r\n")
+    for row in (header, *rows):
+        writer.writerow(row)
+        text.seek(text.tell() - 2)
+        text.write("\n")
+        text.truncate()
     write_if_changed(path, text.getvalue().encode())
 
 

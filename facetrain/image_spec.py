@@ -44,6 +44,7 @@ _FIVE_POINT_OF_5 = tuple(
     for x, y in ((80.28, 52.86), (66.57, 53.22), (31.72, 52.86), (45.43, 53.22), (56.0, 79.57))
 )
 LANDMARK_SETS = tuple(_TEMPLATES)
+OTHER_LANDMARKS = "other"  # of crops made elsewhere: no template is known
 FORMATS = ("jpg", "png")
 
 
@@ -54,6 +55,9 @@ class ImageSpec:
     size_px: side of the square crop. landmarks: name of the template. predictor: number of landmarks of dlib's model
     (68 or 5). detector: name of the face detector. format, quality: how the crop is stored (JPEG quality; 0 for PNG).
     channels: colour order of every array. A network is fed ``(x - subtract) / divide``.
+
+    Crops that another program made are described too: predictor 0 when the landmarks are not dlib's, landmarks
+    ``other`` when they are on none of the templates, quality 0 when it is not known, and any text for the detector.
     """
 
     size_px: int = 96
@@ -67,11 +71,11 @@ class ImageSpec:
     divide: float = 128.0
 
     def __post_init__(self) -> None:
-        if self.landmarks not in _TEMPLATES:
+        if self.landmarks not in (*_TEMPLATES, OTHER_LANDMARKS):
             raise UserError(
                 f"unknown landmark set '{self.landmarks}': choose one of {', '.join(LANDMARK_SETS)}"
             )
-        if self.predictor not in (5, 68):
+        if self.predictor not in (0, 5, 68):
             raise UserError(f"no {self.predictor}-point predictor: choose 5 or 68")
         if self.predictor == 5 and self.landmarks == "inner-eyes-bottom-lip":
             raise UserError(f"--landmarks {self.landmarks} needs points that only --predictor 68 finds")
@@ -79,21 +83,36 @@ class ImageSpec:
             raise UserError(f"a crop of {self.size_px} pixels: choose a size from 16 to 1024")
         if self.format not in FORMATS:
             raise UserError(f"unknown crop format '{self.format}': choose jpg or png")
-        if self.format == "jpg" and not 1 <= self.quality <= 100:
+        unknown = self.quality == 0 and not self.made_here
+        if self.format == "jpg" and not 1 <= self.quality <= 100 and not unknown:
             raise UserError(f"JPEG quality {self.quality}: choose 1 to 100")
 
     @property
+    def made_here(self) -> bool:
+        """True when `ft align` can make such crops, False when they were made elsewhere."""
+        return self.predictor in (5, 68) and self.landmarks != OTHER_LANDMARKS
+
+    @property
     def transform(self) -> str:
-        """``affine`` (exact, three points) or ``similarity`` (least squares, five points)."""
-        return _TEMPLATES[self.landmarks][0]
+        """``affine`` (exact, three points) or ``similarity`` (least squares, five points). UserError as below."""
+        return self._template[0]
 
     @cached_property
     def template_px(self) -> tuple[tuple[float, float], ...]:
-        """Where the landmarks come to lie in the crop, (x, y) in pixels."""
-        points = _TEMPLATES[self.landmarks][1]
+        """Where the landmarks come to lie in the crop, (x, y) in pixels. UserError for landmarks ``other``."""
+        points = self._template[1]
         if (self.landmarks, self.predictor) == ("five-point", 5):
             points = _FIVE_POINT_OF_5
         return tuple((x * self.size_px, y * self.size_px) for x, y in points)
+
+    @property
+    def _template(self) -> tuple[str, tuple[tuple[float, float], ...]]:
+        if self.landmarks == OTHER_LANDMARKS:
+            raise UserError(
+                f"where the landmarks of these crops lie is not known (detector {self.detector}): "
+                f"they were made elsewhere, on a template of their own"
+            )
+        return _TEMPLATES[self.landmarks]
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal text."""

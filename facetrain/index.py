@@ -18,21 +18,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from blake3 import blake3
 
-from facetrain.errors import MissingStage, UserError
-from facetrain.files import replacing
+from facetrain.errors import MissingStage
 from facetrain.image_spec import ImageSpec
-
-CONTENT = pa.binary(32)  # BLAKE3
+from facetrain.tables import CONTENT, dictionary_codes, find_sorted, read_table, write_table
 
 ROWS = pa.schema(
     [
-        ("path", pa.string()),  # relative to RAW, '/' between folders
-        ("identity", pa.string()),  # the folder right under RAW
-        ("status", pa.string()),  # one of STATUSES
+        ("path", pa.large_string()),  # relative to RAW, '/' between folders; sorted
+        ("identity", pa.dictionary(pa.int32(), pa.string())),  # the folder right under RAW
+        ("status", pa.dictionary(pa.int32(), pa.string())),  # one of STATUSES
         ("reason", pa.string()),  # why not "aligned"; null when it is
         ("content", CONTENT),  # of the photograph; null when it could not be read
         ("size_bytes", pa.int64()),
@@ -45,7 +42,7 @@ ROWS = pa.schema(
         ),  # the detector's confidence in the face that was taken; higher is surer
         ("box", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright photograph
         ("landmarks", pa.list_(pa.float32())),  # x0, y0, x1, y1, … in pixels of the upright photograph
-        ("aligned", pa.string()),  # the crop, relative to ALIGNED
+        ("aligned", pa.large_string()),  # the crop, relative to ALIGNED
         ("aligned_content", CONTENT),  # of the crop as align wrote it
     ]
 )
@@ -57,46 +54,16 @@ STATUSES = {
     "several-faces": "several faces (--multi skip)",
     "unreadable": "unreadable",
     "no-identity": "not in a person's folder",
+    "other-size": "not of the declared size",
+    "name-clash": "the crop's name is taken",
     "missing": "no longer in RAW",
     "undecodable": "crop could not be decoded",
 }
 
 
-def write_table(path: Path, table: pa.Table) -> str:
-    """Write an Arrow IPC file, whole or not at all; return its fingerprint (BLAKE3, hex).
-
-    A file that holds the same already is left alone, and its time with it.
-    """
-    with replacing(path) as temp:
-        with pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks(), max_chunksize=1 << 20)
-        fingerprint = file_fingerprint(temp)
-        assert fingerprint is not None
-        if file_fingerprint(path) == fingerprint:
-            temp.unlink()
-    return fingerprint
-
-
-def file_fingerprint(path: Path) -> str | None:
-    """BLAKE3 of a file, hex; None when there is no such file."""
-    try:
-        return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-def read_table(path: Path) -> pa.Table:
-    """Map an Arrow IPC file; only the columns that are used are read."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and run the command again") from None
-
-
 @dataclass(frozen=True)
 class Index:
-    """The rows and columns of one dataset as they stand; `read_index` makes it."""
+    """The rows and columns of one dataset as they stand; `read_index` makes it. Masks are bool [rows]."""
 
     folder: Path
     rows: pa.Table
@@ -107,31 +74,48 @@ class Index:
         return ImageSpec.from_json(self.rows.schema.metadata[b"image_spec"])
 
     @cached_property
-    def usable(self) -> pa.ChunkedArray:
-        """bool per row: there is a crop, and it can be decoded."""
-        aligned = pc.equal(self.rows["status"], ALIGNED)
+    def usable(self) -> np.ndarray:
+        """There is a crop, and it can be decoded."""
+        codes, statuses = dictionary_codes(self.rows["status"])
+        usable = codes == (statuses.index(ALIGNED).as_py() if len(statuses) else 0)
         bad = self.undecodable
-        if bad is None or bad.num_rows == 0:
-            return aligned
-        return pc.and_(aligned, pc.invert(pc.is_in(self.rows["path"], bad["path"].combine_chunks())))
+        if bad is not None and bad.num_rows:
+            rows = find_sorted(self.rows["path"], bad["path"].to_pylist())
+            usable[rows[rows >= 0]] = False
+        return usable
 
     @cached_property
     def undecodable(self) -> pa.Table | None:
-        """path, reason of the crops that the cache could not decode; None before the first cache."""
+        """path, content, reason of the crops that the cache could not decode; None before the first cache."""
         path = self.folder / "undecodable.arrow"
         return read_table(path) if path.is_file() else None
 
     @cached_property
-    def kept(self) -> pa.ChunkedArray:
-        """bool per row: usable and not pruned."""
+    def kept(self) -> np.ndarray:
+        """Usable and not pruned."""
         column = self._column("kept")
-        return self.usable if column is None else pc.and_(self.usable, column)
+        return self.usable if column is None else self.usable & column.to_numpy()
 
     @cached_property
-    def split(self) -> pa.ChunkedArray | None:
+    def split(self) -> pa.DictionaryArray | None:
         """ "train" or "val" per row, null where the row is not kept; None before `ft split`."""
+        if self._sides is None:
+            return None
+        codes, parts = self._sides
+        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=~self.kept), parts)
+
+    def part(self, name: str) -> np.ndarray:
+        """Kept, and of the part ``train`` or ``val``. Raises MissingStage before `ft split`."""
+        if self._sides is None:
+            raise MissingStage("the photographs are not split yet: run `ft split 0.1` first")
+        codes, parts = self._sides
+        code = parts.index(name).as_py()
+        return self.kept & (codes == code) & (code >= 0)
+
+    @cached_property
+    def _sides(self) -> tuple[np.ndarray, pa.Array] | None:
         column = self._column("split")
-        return None if column is None else pc.if_else(self.kept, column, pa.scalar(None, pa.string()))
+        return None if column is None else dictionary_codes(column)
 
     def _column(self, name: str) -> pa.ChunkedArray | None:
         path = self.folder / f"{name}.arrow"
@@ -146,33 +130,42 @@ class Index:
             raise MissingStage(f"the photographs have changed since `ft {stage}`: run `ft {stage}` again")
         return table[name]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """BLAKE3 of rows.arrow."""
-        found = file_fingerprint(self.folder / "rows.arrow")
-        assert found is not None
-        return found
+        """That of rows.arrow."""
+        return self.rows.schema.metadata[b"fingerprint"].decode()
 
-    def write_column(self, name: str, values: pa.Array | pa.ChunkedArray) -> str:
+    def write_column(self, name: str, values: pa.Array) -> str:
         """Write ``kept`` or ``split``, one value per row; return the file's fingerprint."""
         schema = pa.schema([(name, values.type)], metadata={"rows": self.fingerprint})
         return write_table(self.folder / f"{name}.arrow", pa.table([values], schema=schema))
 
+    @cached_property
+    def people(self) -> tuple[np.ndarray, pa.Array]:
+        """(code of each row's identity, int32, -1 where it has none; the identities that the codes stand for)."""
+        return dictionary_codes(self.rows["identity"])
+
+    def count_people(self, mask: np.ndarray) -> tuple[int, int]:
+        """(people, photographs) among the rows of ``mask``."""
+        codes, names = self.people
+        codes = codes[mask]
+        present = np.zeros(len(names) + 1, bool)
+        present[codes] = True
+        return int(np.count_nonzero(present[:-1])), len(codes)
+
     def status_counts(self) -> dict[str, int]:
         """Photographs by status, in the order of STATUSES, those of none left out."""
-        counts = {
-            entry["values"]: entry["counts"] for entry in pc.value_counts(self.rows["status"]).to_pylist()
-        }
-        undecodable = counts.get(ALIGNED, 0) - (pc.sum(self.usable).as_py() or 0)
-        counts[ALIGNED] = counts.get(ALIGNED, 0) - undecodable
-        counts["undecodable"] = undecodable
-        return {status: counts[status] for status in STATUSES if counts.get(status)}
+        counts = count_statuses(self.rows["status"])
+        undecodable = counts[ALIGNED] - int(self.usable.sum())
+        counts |= {ALIGNED: counts[ALIGNED] - undecodable, "undecodable": undecodable}
+        return {status: count for status, count in counts.items() if count}
 
 
-def count_people(rows: pa.Table, mask: pa.ChunkedArray) -> tuple[int, int]:
-    """(people, photographs) among the rows where ``mask`` is true."""
-    identities = rows["identity"].filter(mask)
-    return pc.count_distinct(identities).as_py(), len(identities)
+def count_statuses(statuses: pa.ChunkedArray) -> dict[str, int]:
+    """How many rows there are of each of STATUSES."""
+    codes, names = dictionary_codes(statuses)
+    counts = dict(zip(names.to_pylist(), np.bincount(codes, minlength=len(names)).tolist(), strict=True))
+    return {status: counts.get(status, 0) for status in STATUSES}
 
 
 def read_index(folder: Path) -> Index:

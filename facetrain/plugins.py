@@ -12,6 +12,10 @@ from facetrain.errors import UserError
 
 # Lazy `module:attribute` strings, so that naming a part never imports the others.
 BUILT_IN: dict[str, dict[str, str]] = {
+    "detectors": {
+        "hog": "facetrain.preprocess.detectors:HogDetector",
+        "cnn": "facetrain.preprocess.detectors:CnnDetector",
+    },
     "trainers": {
         "triplet": "facetrain.train.trainers.triplet:TripletTrainer",
     },

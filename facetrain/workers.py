@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from facetrain.errors import FacetrainError
@@ -19,7 +21,14 @@ R = TypeVar("R")
 
 
 class WorkerDied(FacetrainError):
-    """A worker process was killed from outside, or by a crash in a library."""
+    """A worker process was killed from outside, or by a crash in a library.
+
+    unfinished: the items that were handed out and have no result.
+    """
+
+    def __init__(self, message: str, unfinished: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.unfinished = unfinished
 
 
 def process_pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
@@ -53,28 +62,39 @@ def _end_with_parent() -> None:
 
 
 def unordered(
-    executor: concurrent.futures.Executor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
+    executor: concurrent.futures.Executor,
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int | Callable[[], int],
 ) -> Iterator[R]:
     """Results as they come in, with at most ``ahead`` items handed out at a time, so that memory is bounded.
 
-    Works with any executor of the concurrent.futures interface.
+    ``ahead`` may be a function, where workers come and go. Works with any executor of the concurrent.futures interface.
     """
-    waiting: set[concurrent.futures.Future[Any]] = set()
+    waiting: dict[concurrent.futures.Future[Any], T] = {}
+    done: queue.SimpleQueue[concurrent.futures.Future[Any]] = queue.SimpleQueue()
     source = iter(items)
+    in_hand: list[T] = []  # taken from the source, and not yet given to the executor
     try:
         while True:
-            for item in source:
-                waiting.add(executor.submit(function, item))
-                if len(waiting) >= ahead:
-                    break
+            most = max(1, ahead() if callable(ahead) else ahead)
+            for item in itertools.islice(source, max(0, most - len(waiting))):
+                in_hand = [item]
+                future = executor.submit(function, item)
+                waiting[future] = item
+                in_hand = []
+                future.add_done_callback(done.put)
             if not waiting:
                 return
-            done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+            future = done.get()
+            result = future.result()
+            del waiting[future]
+            yield result
     except concurrent.futures.process.BrokenProcessPool:
         raise WorkerDied(
-            "a worker process died (out of memory?): run again to go on, with fewer -j"
+            "a worker process died (out of memory?): run again to go on, with fewer -j",
+            [*waiting.values(), *in_hand],
         ) from None
     finally:
         for future in waiting:

@@ -31,7 +31,7 @@ from facetrain import __version__
 from facetrain.errors import Locked, MissingStage, UserError
 from facetrain.files import sweep, write_json
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = ".ft"
 
 
@@ -63,6 +63,11 @@ class Dataset:
             raise UserError(
                 f"{folder} is no dataset of this workspace ({error}): run `ft align` again"
             ) from None
+
+    @property
+    def first_stage(self) -> str:
+        """The command that makes its rows: ``align``, or ``index`` for crops that were made elsewhere."""
+        return "index" if self.raw == self.aligned else "align"
 
     def record(self, stage: str) -> StageRecord | None:
         """The stage's record; None when it has not run, or when the record is damaged, so that it must run again."""
@@ -123,7 +128,8 @@ class Workspace:
         found = self._state().get("format")
         if found != FORMAT:
             raise UserError(
-                f"{self.folder} has format {found}, this facetrain reads {FORMAT}: use the version it is of"
+                f"{self.folder} has format {found}, this facetrain reads {FORMAT}: "
+                f"use the version it is of, or remove it and align again"
             )
         return self
 
@@ -143,6 +149,9 @@ class Workspace:
 
     def add_dataset(self, raw: Path, aligned: Path) -> Dataset:
         """The dataset of this aligned tree, made known if it is new."""
+        for path in (raw, aligned):
+            if not _is_text(path):
+                raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8: rename the folder")
         folder = self.folder / "datasets" / self._dataset_id(aligned)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "dataset.json", {"raw": self._portable(raw), "aligned": self._portable(aligned)})
@@ -169,6 +178,13 @@ class Workspace:
         if current is None:
             raise MissingStage(f"no dataset in {self.folder} yet: run `ft align RAW ALIGNED` first")
         return Dataset(self, self.folder / "datasets" / current)
+
+    def known_dataset(self, aligned: Path) -> Dataset | None:
+        """The dataset of this aligned tree; None when this workspace knows none."""
+        try:
+            return self.dataset(aligned)
+        except UserError:
+            return None
 
     def datasets(self) -> list[Dataset]:
         """All datasets, by id."""
@@ -217,6 +233,14 @@ class Workspace:
                 for folder in self.folder.glob(place):
                     sweep(folder)
             yield
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

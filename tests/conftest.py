@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from click.testing import CliRunner, Result
 
 # Test processes share the cores: threads that wait for each other by spinning would make them ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Nor are they a place for timings: a busy machine is no failure.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 PEOPLE, IMAGES = 6, 5
 
@@ -69,7 +76,7 @@ class InProcess(concurrent.futures.Executor):
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Align without worker processes."""
-    monkeypatch.setattr("facetrain.preprocess.align_tree.process_pool", lambda jobs: InProcess())
+    monkeypatch.setattr("facetrain.preprocess.row_update.process_pool", lambda jobs: InProcess())
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +85,7 @@ def aligned_once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("aligned")
     shutil.copytree(drawn, root / "raw")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("facetrain.preprocess.align_tree.process_pool", lambda jobs: InProcess())
+        patch.setattr("facetrain.preprocess.row_update.process_pool", lambda jobs: InProcess())
         run(root, "align", root / "raw", root / "aligned", "--size", 32)
     return root
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
 def load(name: str) -> ModuleType:
@@ -38,6 +38,19 @@ def test_the_pipeline_benchmark_prints_a_row_for_every_stage() -> None:
     assert [stage.split()[1].rstrip(",") for stage in stages] == [
         "synth", "align", "align", "prune", "split", "cache", "cache", "status",
     ]  # fmt: skip
+
+
+def test_the_alignment_benchmark_compares_three_procedures() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "align.py"), "--people", "4", "--images", "3"]
+    options = ["--rounds", "2", "--limit", "10", "-j", "2"]
+    text = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout
+    assert text.startswith("10 photographs, 2 processes, 2 rounds;")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    rows = {row[0]: row[1:] for row in cells if row[0] and not row[0].startswith("-")}
+    assert len(rows) == 1 + 5 + 3
+    found = [int(rows[title][2]) for title in list(rows)[:4] if rows[title][2]]
+    assert len(found) == 3
+    assert all(8 <= count <= 10 for count in found)
 
 
 def test_lfws_last_set_is_kept_apart(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,6 +34,7 @@ from facetrain.errors import MissingStage, UserError
 from facetrain.files import TEMP_PREFIX
 from facetrain.image_spec import ImageSpec
 from facetrain.index import read_index
+from facetrain.tables import table_fingerprint
 from facetrain.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -353,11 +353,11 @@ class TestBadCrops:
     def test_people_lose_photographs_that_cannot_be_decoded(self, root: Path, ft: Callable) -> None:
         (root / "aligned" / "ann" / "1.jpg").write_bytes(b"no picture")
         ft(root, "prune", "--min", 5)
-        assert sum(read_index(store_of(root)).kept.to_pylist()) == 30
+        assert sum(read_index(store_of(root)).kept.tolist()) == 30
         cache(root)
-        assert sum(read_index(store_of(root)).kept.to_pylist()) == 29
+        assert sum(read_index(store_of(root)).kept.tolist()) == 29
         ft(root, "prune", "--min", 5)
-        assert sum(read_index(store_of(root)).kept.to_pylist()) == 25
+        assert sum(read_index(store_of(root)).kept.tolist()) == 25
 
     def test_crops_that_are_gone(self, root: Path, ft: Callable) -> None:
         cache(root)
@@ -646,7 +646,7 @@ class TestCommand:
         record = Workspace.find(root).dataset().record("cache")
         assert record is not None
         assert record.counts["images"] == 30
-        assert record.output == blake3((store_of(root) / "cache.arrow").read_bytes()).hexdigest()
+        assert record.output == table_fingerprint(store_of(root) / "cache.arrow")
 
     def test_status(self, root: Path, ft: Callable, drawn: Path) -> None:
         def line() -> dict:

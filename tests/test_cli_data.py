@@ -350,7 +350,9 @@ class TestStatus:
     ) -> None:
         (root / "raw" / "ann" / "1.jpg").write_bytes((root / "raw" / "ann" / "2.jpg").read_bytes())
         with monkeypatch.context() as patch:
-            patch.setattr("facetrain.preprocess.align_tree._write_rows", lambda *arguments: os.abort_here)  # type: ignore[attr-defined]
+            patch.setattr(
+                "facetrain.preprocess.row_update.RowUpdate._write", lambda *arguments: os.abort_here
+            )  # type: ignore[attr-defined]
             with pytest.raises(AttributeError):
                 ft(root, "align", root / "raw", root / "aligned", "--size", 32)
         assert stages(root, ft)["align"][0] == "stale"
@@ -398,7 +400,7 @@ class TestAlign:
         shown = ft(root, "align", root / "raw", root / "aligned", "--size", 32).stdout
         assert f"no longer in {root / 'raw'}: 1 photograph, marked missing and not used any more" in shown
         assert "those not aligned, and why: " in shown
-        assert sum(read_index(Workspace.find(root).dataset().folder).kept.to_pylist()) == 29
+        assert sum(read_index(Workspace.find(root).dataset().folder).kept.tolist()) == 29
 
     def test_no_face_at_all(self, tmp_path: Path, ft: Callable, wrong: Callable) -> None:
         for name in ("ann", "bob"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facetrain.image_spec import LANDMARK_SETS, ImageSpec
+from facetrain.preprocess import crop as crop_module
 from facetrain.preprocess.crop import crop, crop_transform, encode, is_degenerate, template_landmarks
-from facetrain.preprocess.detectors import choose
+from facetrain.preprocess.detectors import Face, choose
 
 SPECS = [
     *(ImageSpec(size_px=size, landmarks=name, predictor=68) for name in LANDMARK_SETS for size in (96, 112)),
@@ -129,6 +132,122 @@ def test_landmarks_without_extent_are_degenerate(spec: ImageSpec) -> None:
     assert is_degenerate(on_a_line, spec) == (spec.transform == "affine")
 
 
+SCALES = [0.9, 0.55, 0.49, 0.34, 0.3, 0.11, 0.05]
+
+
+def face_at(spec: ImageSpec, scale: float, angle_deg: float, place: tuple[float, float]) -> np.ndarray:
+    """Landmarks of a face that must be scaled so, and turned back, to become the crop; its corner at ``place``."""
+    angle = np.deg2rad(angle_deg)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    return (np.array(spec.template_px) @ turn.T + place).astype(np.float32)
+
+
+class TestAntialiasing:
+    """Faces larger than the crop."""
+
+    SPEC = ImageSpec(size_px=48, landmarks="five-point", predictor=5)
+
+    @staticmethod
+    def averaged(
+        value: Callable[[np.ndarray, np.ndarray], np.ndarray], matrix: np.ndarray, size: int
+    ) -> np.ndarray:
+        """The mean of ``value(x, y)`` over each pixel of the crop, from 12 × 12 points in it, float64."""
+        back, shift = np.linalg.inv(matrix[:, :2]), matrix[:, 2]
+        fine = (np.arange(12 * size) + 0.5) / 12 - 0.5
+        points = (np.stack(np.meshgrid(fine, fine), -1) - shift) @ back.T
+        return value(points[..., 0], points[..., 1]).reshape(size, 12, size, 12).mean((1, 3))
+
+    @pytest.mark.parametrize("scale", SCALES)
+    @pytest.mark.parametrize("angle_deg", [0, 25])
+    def test_smooth_pictures_keep_their_place(self, scale: float, angle_deg: float) -> None:
+        """Against the exact mean over each pixel; an error of a tenth of a pixel would be seen."""
+        size = self.SPEC.size_px
+        points = face_at(self.SPEC, scale, angle_deg, (0.45 * size / scale + 3, 11))
+        period = 12 / scale  # so that it looks the same in the crop at every scale
+
+        def value(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            return 127 + 60 * np.sin(2 * np.pi * x / period) + 50 * np.cos(2 * np.pi * (y + x / 2) / period)
+
+        matrix = crop_transform(points, self.SPEC)
+        expected = self.averaged(value, matrix, size)
+        side = int(2 * size / scale) + 20
+        y, x = np.mgrid[0:side, 0:side]
+        image = np.repeat(np.rint(value(x, y)).astype(np.uint8)[..., None], 3, 2)
+        seen = crop(image, points, self.SPEC)[..., 0].astype(float)
+        # A tenth of a pixel is 60 · 2π/12 · 0.1 ≈ 3; sampling at a point against the mean over a pixel about as much.
+        error = seen - expected
+        assert np.abs(error.mean()) < 0.4
+        assert np.sqrt((error**2).mean()) < 2.4
+        shifted = self.averaged(value, matrix + [[0, 0, 0.1], [0, 0, 0.1]], size)
+        assert (error**2).mean() < ((seen - shifted) ** 2).mean(), "no nearer when moved"
+
+    @pytest.mark.parametrize("scale", [s for s in SCALES if s < 0.5])
+    def test_what_is_too_fine_becomes_grey(self, scale: float) -> None:
+        y, x = np.mgrid[0:400, 0:400]
+        board = np.repeat(((x + y) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
+        seen = crop(board, face_at(self.SPEC, max(scale, 0.2), 10, (60, 30)), self.SPEC)[8:40, 8:40]
+        assert abs(seen.mean() - 127.5) < 1
+        assert seen.std() < 12, "plain bilinear sampling leaves 40 to 60"
+
+    @pytest.mark.parametrize("scale", [1.4, 0.8, 0.51])
+    @pytest.mark.parametrize("spec", SPECS, ids=str)
+    def test_others_are_warped_in_one_step(self, spec: ImageSpec, scale: float) -> None:
+        points = np.zeros((spec.predictor, 2), np.float32)
+        groups = (crop_module._OF_68 if spec.predictor == 68 else crop_module._OF_5)[spec.landmarks]
+        for group, place in zip(groups, face_at(spec, scale, 12, (50, 20)), strict=True):
+            points[list(group)] = place
+        image = np.random.default_rng(0).integers(0, 256, (300, 320, 3), np.uint8)
+        size = (spec.size_px, spec.size_px)
+        plain = cv2.warpAffine(image, crop_transform(points, spec), size, flags=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(crop(image, points, spec), plain)
+
+    @pytest.mark.parametrize("scale", [0.3, 0.12])
+    def test_beyond_the_border_it_is_black(self, scale: float) -> None:
+        spec, size = self.SPEC, self.SPEC.size_px
+        side = int(size / scale)
+        image = np.full((side, side + 1, 3), 255, np.uint8)
+        for x, y in ((-0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)):  # half of the crop outside, to every side
+            seen = crop(image, face_at(spec, scale, 0, (x * side, y * side)), spec)
+            inside = np.zeros((size, size), bool)
+            rows = slice(size // 2 + 2, None) if y < 0 else slice(None, size // 2 - 2)
+            columns = slice(size // 2 + 2, None) if x < 0 else slice(None, size // 2 - 2)
+            inside[rows, columns] = True
+            assert (seen[inside] == 255).all()
+            rows = slice(None, size // 2 - 2) if y < 0 else slice(size // 2 + 2, None)
+            assert (seen[rows] == 0).all()
+        for place in ((-3.0 * side, 0.0), (0.0, 3.0 * side), (3.0 * side, 3.0 * side)):
+            assert (crop(image, face_at(spec, scale, 0, place), spec) == 0).all(), "not in it at all"
+
+    @pytest.mark.parametrize("scale", [0.45, 0.3, 0.12])
+    @pytest.mark.parametrize("more_px", range(4))
+    def test_the_border_is_where_it_was(self, scale: float, more_px: int) -> None:
+        """Whether or not a whole number of blocks fits into the photograph."""
+        spec, size = self.SPEC, self.SPEC.size_px
+        image = np.full((int(size / scale) + more_px, int(0.6 * size / scale) + more_px, 3), 255, np.uint8)
+        points = face_at(spec, scale, 0, (0.2 * size / scale, 0))
+        seen = crop(image, points, spec)[..., 0].astype(float)
+        matrix = crop_transform(points, spec)
+        border = (matrix @ [image.shape[1] - 0.5, image.shape[0] / 2, 1])[0]
+        covered = (
+            seen[size // 2].sum() / 255
+        )  # in pixels; those from the crop's border, at -0.5, to the photograph's
+        assert covered == pytest.approx(border + 0.5, abs=0.15)
+
+    def test_only_what_the_crop_shows_is_shrunk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shrunk = []
+        real = cv2.resize
+
+        def resize(image: np.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
+            shrunk.append(image.shape[:2])
+            return real(image, *arguments, **options)
+
+        monkeypatch.setattr(cv2, "resize", resize)
+        crop(np.zeros((3000, 4000, 3), np.uint8), face_at(self.SPEC, 0.25, 0, (2000, 1500)), self.SPEC)
+        ((height, width),) = shrunk
+        assert 192 <= height <= 220
+        assert 192 <= width <= 220
+
+
 def test_encoding() -> None:
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8), (0, 0), 3)
     png = encode(image, ImageSpec(format="png", quality=0))
@@ -143,14 +262,17 @@ def test_encoding() -> None:
 
 
 class TestChoose:
-    BIG_LEFT, SMALL_CENTRE, BIG_RIGHT = (0, 0, 40, 40), (45, 45, 55, 55), (60, 0, 100, 40)
+    BIG_LEFT, SMALL_CENTRE, BIG_RIGHT = (
+        Face(box, score)
+        for box, score in (((0, 0, 40, 40), 0.1), ((45, 45, 55, 55), 2.0), ((60, 0, 100, 40), 0.5))
+    )
 
     def test_rules(self) -> None:
-        boxes = [self.SMALL_CENTRE, self.BIG_RIGHT]
-        assert choose(boxes, "largest", 100, 100) == self.BIG_RIGHT
-        assert choose(boxes, "centre", 100, 100) == self.SMALL_CENTRE
+        faces = [self.SMALL_CENTRE, self.BIG_RIGHT]
+        assert choose(faces, "largest", 100, 100) == self.BIG_RIGHT
+        assert choose(faces, "centre", 100, 100) == self.SMALL_CENTRE
 
     @given(st.permutations([BIG_LEFT, SMALL_CENTRE, BIG_RIGHT]))
-    def test_order_does_not_matter(self, boxes: list) -> None:
-        assert choose(boxes, "largest", 100, 100) == self.BIG_LEFT
-        assert choose(boxes, "centre", 100, 100) == self.SMALL_CENTRE
+    def test_order_does_not_matter(self, faces: list) -> None:
+        assert choose(faces, "largest", 100, 100) == self.BIG_LEFT
+        assert choose(faces, "centre", 100, 100) == self.SMALL_CENTRE

@@ -53,6 +53,8 @@ def test_equal_specs_pass() -> None:
             "unknown landmark set 'ears': choose one of inner-eyes-bottom-lip, outer-eyes-nose",
         ),
         ({"predictor": 12}, "choose 5 or 68"),
+        ({"predictor": 0, "quality": -1}, "choose 1 to 100"),
+        ({"predictor": 0, "quality": 101}, "choose 1 to 100"),
         (
             {"landmarks": "inner-eyes-bottom-lip", "predictor": 5},
             "needs points that only --predictor 68 finds",
@@ -67,6 +69,43 @@ def test_equal_specs_pass() -> None:
 def test_what_it_refuses(wrong: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         ImageSpec(**wrong)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"predictor": 0},
+        {"predictor": 0, "quality": 0, "detector": "RetinaFace, 2021"},
+        {"predictor": 0, "landmarks": "inner-eyes-bottom-lip"},
+        {"landmarks": "other"},
+        {"landmarks": "other", "quality": 0, "detector": "mtcnn", "predictor": 0, "size_px": 112},
+    ],
+)
+def test_crops_made_elsewhere(fields: dict) -> None:
+    spec = ImageSpec(**fields)
+    assert not spec.made_here
+    assert ImageSpec.from_json(spec.to_json()) == spec
+    if spec.landmarks == "other":
+        for what in ("template_px", "transform"):
+            with pytest.raises(UserError, match=rf"lie is not known \(detector {spec.detector}\)"):
+                getattr(spec, what)
+    else:
+        with_68 = dataclasses.replace(spec, predictor=68, quality=95)
+        assert with_68.made_here
+        assert (spec.template_px, spec.transform) == (with_68.template_px, with_68.transform)
+
+
+@pytest.mark.parametrize("landmarks", LANDMARK_SETS)
+def test_crops_made_here(landmarks: str) -> None:
+    assert ImageSpec(landmarks=landmarks, predictor=68).made_here
+
+
+def test_the_text_of_a_spec_is_as_it_was() -> None:
+    """It is hashed, compared and stored: new kinds of specs must not change that of old ones."""
+    assert ImageSpec().to_json() == (
+        '{"channels": "RGB", "detector": "hog", "divide": 128.0, "format": "jpg", "landmarks": "five-point", '
+        '"predictor": 5, "quality": 95, "size_px": 96, "subtract": 127.5}'
+    )
 
 
 def test_a_spec_of_another_version() -> None:

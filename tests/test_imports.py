@@ -123,7 +123,18 @@ assert not [module for module in {HEAVY} if module in sys.modules]
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "errors", "files", "image_spec", "plugins", "progress", "workers", "workspace", "batch"],
+    [
+        "cluster",
+        "config",
+        "errors",
+        "files",
+        "image_spec",
+        "plugins",
+        "progress",
+        "workers",
+        "workspace",
+        "batch",
+    ],
 )
 def test_base_modules_are_light(module: str) -> None:
     code = f"""

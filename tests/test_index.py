@@ -10,16 +10,8 @@ import pytest
 
 from facetrain.errors import MissingStage, UserError
 from facetrain.image_spec import ImageSpec
-from facetrain.index import (
-    ROWS,
-    STATUSES,
-    Index,
-    count_people,
-    file_fingerprint,
-    read_index,
-    read_table,
-    write_table,
-)
+from facetrain.index import ROWS, STATUSES, Index, read_index
+from facetrain.tables import read_table, table_fingerprint, write_table
 
 PHOTOGRAPHS = [
     ("ann/1.jpg", "ann", "aligned"),
@@ -48,10 +40,10 @@ def test_before_the_first_align(tmp_path: Path) -> None:
 def test_without_columns_everything_usable_is_kept(tmp_path: Path) -> None:
     index = write_rows(tmp_path)
     assert index.spec == ImageSpec(size_px=48)
-    assert index.usable.to_pylist() == index.kept.to_pylist() == [True, True, False, True, False]
+    assert index.usable.tolist() == index.kept.tolist() == [True, True, False, True, False]
     assert index.split is None
     assert index.status_counts() == {"aligned": 3, "no-face": 1, "no-identity": 1}
-    assert count_people(index.rows, index.kept) == (2, 3)
+    assert index.count_people(index.kept) == (2, 3)
 
 
 def test_columns_are_masked_by_what_is_usable_and_kept(tmp_path: Path) -> None:
@@ -59,7 +51,7 @@ def test_columns_are_masked_by_what_is_usable_and_kept(tmp_path: Path) -> None:
     index.write_column("kept", pa.array([True, False, True, True, True]))
     index.write_column("split", pa.array(["train", "train", "val", "val", "val"]))
     index = read_index(tmp_path)
-    assert index.kept.to_pylist() == [True, False, False, True, False]
+    assert index.kept.tolist() == [True, False, False, True, False]
     assert index.split is not None
     assert index.split.to_pylist() == ["train", None, None, "val", None]
 
@@ -69,7 +61,7 @@ def test_undecodable_crops_are_not_usable(tmp_path: Path) -> None:
     bad = pa.table({"path": ["bob/1.jpg"], "reason": ["torn"]})
     write_table(tmp_path / "undecodable.arrow", bad)
     index = read_index(tmp_path)
-    assert index.usable.to_pylist() == [True, True, False, False, False]
+    assert index.usable.tolist() == [True, True, False, False, False]
     assert index.status_counts() == {"aligned": 2, "no-face": 1, "no-identity": 1, "undecodable": 1}
     assert list(index.status_counts()) == [status for status in STATUSES if status in index.status_counts()]
 
@@ -89,18 +81,18 @@ def test_columns_of_other_rows_are_refused(tmp_path: Path, name: str, stage: str
 
 
 def test_the_fingerprint_is_of_the_file(tmp_path: Path) -> None:
-    assert file_fingerprint(tmp_path / "rows.arrow") is None
+    assert table_fingerprint(tmp_path / "rows.arrow") is None
     first = write_rows(tmp_path).fingerprint
-    assert write_rows(tmp_path).fingerprint == first == file_fingerprint(tmp_path / "rows.arrow")
+    assert write_rows(tmp_path).fingerprint == first == table_fingerprint(tmp_path / "rows.arrow")
     assert write_rows(tmp_path, PHOTOGRAPHS[:-1]).fingerprint != first
 
 
 def test_an_empty_table_comes_back(tmp_path: Path) -> None:
     index = write_rows(tmp_path, [])
     assert index.rows.num_rows == 0
-    assert index.kept.to_pylist() == []
+    assert index.kept.tolist() == []
     assert index.status_counts() == {}
-    assert count_people(index.rows, index.kept) == (0, 0)
+    assert index.count_people(index.kept) == (0, 0)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, -200, -9])

@@ -100,7 +100,7 @@ def results(root: Path) -> dict[str, bytes]:
 
 def leftovers(root: Path) -> list[str]:
     named = [path.name for path in root.rglob("*") if path.name.startswith(TEMP_PREFIX)]
-    return named + [path.name for path in root.rglob("*") if path.name == "journal.jsonl"]
+    return named + [path.name for path in root.rglob("*") if path.name == "journal.bin"]
 
 
 @pytest.fixture(scope="module")

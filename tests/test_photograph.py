@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import random
+import resource
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facetrain.preprocess import photograph
-from facetrain.preprocess.photograph import Unreadable, read_photograph
+from facetrain.preprocess.photograph import TooLarge, Unreadable, read_photograph
 
 # What a camera held at each EXIF orientation stores, from the upright picture.
 STORED = {
@@ -103,8 +108,11 @@ def test_transparent_parts_are_laid_on_white() -> None:
         (np.array([[0, 257 * 100, 65535]], np.uint16), [0, 100, 255]),
         (np.array([[0, 77, 255]], np.uint16), [0, 77, 255]),
         (np.array([[0, 100.0, 255.0]], np.float32), [0, 100, 255]),
-        (np.array([[0, 0.5, 1.0]], np.float32), [0, 127, 255]),
-        (np.array([[np.nan, 0.5, 1.0]], np.float32), [0, 127, 255]),
+        (np.array([[0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),
+        (np.array([[-5, 40_000, 70_000]], np.int32), [0, 156, 255]),
+        (np.array([[-5, np.inf, 255]], np.float32), [0, 255, 1]),
     ],
 )
 def test_deep_grey_is_scaled_to_8_bits(values: np.ndarray, expected: list[int]) -> None:
@@ -131,7 +139,7 @@ DAMAGED = {
     ),
     "zeros": (bytes(100_000), "no image format that we know"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], "damaged: "),
-    "a JPEG's first bytes": (JPEG[:3], "no image format that we know"),
+    "a JPEG's first bytes": (JPEG[:3], "damaged, or of a kind that cannot be read: it begins as a JPEG"),
     "a JPEG's header": (JPEG[:30], "damaged: "),
     "PNG": (encoded(Image.fromarray(picture()), "PNG")[:-60], "damaged: "),
     "WebP": (encoded(Image.fromarray(picture()), "WEBP")[:-20], "damaged: "),
@@ -154,6 +162,42 @@ def test_a_photograph_beyond_the_limit_is_not_decoded(monkeypatch: pytest.Monkey
     monkeypatch.setattr(photograph, "_to_rgb", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(Unreadable, match="56×40 is over the limit of 2,239 pixels"):
         read_photograph(data, max_pixels=40 * 56 - 1)
+
+
+def test_a_photograph_beyond_the_limit_says_how_large_it_is() -> None:
+    data = encoded(Image.fromarray(picture(40, 56)), "JPEG")
+    with pytest.raises(TooLarge) as error:
+        read_photograph(data, max_pixels=1000)
+    assert (error.value.width_px, error.value.height_px) == (56, 40)
+
+
+def test_pillows_own_limit_does_not_bind_and_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for suffix in ("PNG", "JPEG", "TIFF", "WEBP", "GIF"):
+        assert read_photograph(encoded(Image.fromarray(picture()), suffix)).shape == (40, 56, 3)
+        with pytest.raises(Unreadable):
+            read_photograph(b"torn")
+        assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_threads_may_read_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    filters = list(warnings.filters)
+    data = encoded(Image.fromarray(picture()), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    with ThreadPoolExecutor(8) as pool:
+        shapes = list(pool.map(lambda _: read_photograph(data).shape, range(400)))
+    assert set(shapes) == {(40, 56, 3)}
+    assert Image.MAX_IMAGE_PIXELS == 100
+    assert warnings.filters == filters
+
+
+def test_a_large_picture_comes_back_whole() -> None:
+    """Larger than the strips in which it is converted, and no multiple of them."""
+    tall = np.random.default_rng(0).integers(0, 256, (1301, 9, 3), np.uint8)
+    np.testing.assert_array_equal(read_photograph(encoded(Image.fromarray(tall), "PNG")), tall)
+    deep = tall[..., 0].astype(np.uint16) * 257
+    grey = read_photograph(encoded(Image.fromarray(deep), "PNG"))
+    np.testing.assert_array_equal(grey, np.repeat(tall[..., :1], 3, axis=2))
 
 
 def test_a_bomb_is_a_reason() -> None:
@@ -181,6 +225,150 @@ def test_no_damage_raises_anything_else(suffix: str, where: float, junk: bytes) 
     assert image.ndim == 3
     assert image.shape[2] == 3
     assert image.dtype == np.uint8
+
+
+def oriented(orientation: int) -> bytes:
+    """An EXIF block."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def kinds() -> dict[str, bytes]:
+    """A small file of every format, compression and mode that has a decoder of its own."""
+    image = Image.fromarray(picture())
+    turned = oriented(6)
+    more = {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
+    pages = encoded(image, "TIFF", **more)  # first: Pillow cannot once these pictures have been saved as JPEG
+    made = {
+        "JPEG": encoded(image, "JPEG", exif=turned),
+        "progressive": encoded(image, "JPEG", progressive=True),
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "MPO": encoded(image, "MPO", **more),
+        "PNG": encoded(image, "PNG", exif=turned),
+        "palette": encoded(image.quantize(16), "PNG", transparency=3),
+        "16 bits": encoded(Image.fromarray(picture()[..., 0].astype(np.uint16) * 257), "PNG"),
+        "APNG": encoded(image, "PNG", **more),
+        "WebP": encoded(image, "WEBP", exif=turned),
+        "lossless": encoded(image, "WEBP", lossless=True),
+        "moving WebP": encoded(image, "WEBP", **more),
+        "BMP": encoded(image, "BMP"),
+        "BMP palette": encoded(image.quantize(16), "BMP"),
+        "GIF": encoded(
+            image.quantize(16), "GIF", save_all=True, append_images=[image.rotate(90).quantize(16)]
+        ),
+        "JPEG 2000": encoded(image, "JPEG2000"),
+        "PPM": encoded(image, "PPM"),
+        "floats": encoded(Image.fromarray(picture()[..., 0].astype(np.float32)), "TIFF"),
+        "pages": pages,
+        "fax": encoded(image.convert("1"), "TIFF", compression="group4"),
+    }
+    for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
+        made[compression] = encoded(image, "TIFF", compression=compression, exif=turned)
+    if "AVIF" in Image.SAVE:
+        made["AVIF"] = encoded(image, "AVIF")
+    return made
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Cut short, with bits flipped, a length or offset blown up, or a piece of it in the wrong place."""
+    out, at = bytearray(data), rng.randrange(len(data))
+    how = rng.randrange(5)
+    if how == 0:
+        return data[:at]
+    if how == 1:
+        for _ in range(rng.randrange(1, 4)):
+            out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+    elif how == 2:
+        out[rng.randrange(min(300, len(out)))] = rng.choice([0, 255, 127, 128, rng.randrange(256)])
+    elif how == 3:
+        out[at : at + 4] = rng.choice([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", rng.randbytes(4)])
+    else:
+        start = rng.randrange(len(out))
+        out[at : at + rng.randrange(200)] = data[start : start + rng.randrange(200)]
+    return bytes(out)
+
+
+def test_thousands_of_damaged_files(capfd: pytest.CaptureFixture[str], no_more_memory: None) -> None:
+    """A picture or one line of a reason, nothing on stderr (libtiff likes to write there), and no memory to speak of."""
+    rng = random.Random(7)
+    reasons = set()
+    for name, data in kinds().items():
+        for _ in range(150):
+            try:
+                image = read_photograph(damaged(data, rng), max_pixels=1_000_000)
+            except Unreadable as error:
+                reasons.add(str(error))
+                continue
+            assert image.dtype == np.uint8, name
+            assert image.ndim == 3, name
+            assert image.shape[2] == 3, name
+            assert image.shape[0] * image.shape[1] <= 1_000_000, name
+    assert capfd.readouterr() == ("", "")
+    assert len(reasons) > 100
+    assert all(reason.isprintable() and 0 < len(reason) < 200 for reason in reasons)
+    assert "not enough memory to decode it" not in reasons
+
+
+@pytest.fixture
+def no_more_memory() -> Iterator[None]:
+    """Let this process grow by half a gigabyte and no more, where that can be had."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(statm.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (512 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_what_is_no_picture_is_called_by_its_name() -> None:
+    said = {}
+    for name, data in {
+        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "a web page": b"\xef\xbb\xbf\r\n<!doctype HTML><html>",
+        "it begins as a WebP": b"RIFF\0\0\0\0WEBPVP9 ",
+        "it begins as a PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
+        "no image format that we know": b"PK\x03\x04 an archive",
+    }.items():
+        with pytest.raises(Unreadable) as error:
+            read_photograph(data)
+        said[name] = str(error.value)
+    assert all(name in reason for name, reason in said.items()), said
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Exif\0\0garbage!",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0six\0\0\0\0\0",
+        oriented(0),
+        oriented(77),
+    ],
+)
+def test_an_odd_exif_block_does_not_matter(suffix: str, block: bytes) -> None:
+    image = Image.fromarray(picture())
+    plain = read_photograph(encoded(image, suffix))
+    np.testing.assert_array_equal(read_photograph(encoded(image, suffix, exif=block)), plain)
+
+
+def test_a_jpeg_of_a_thousand_scans_takes_too_long_to_be_tried() -> None:
+    data = encoded(Image.fromarray(picture()), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    few, many = (data[:-2] + scan * times + data[-2:] for times in (50, 1000))
+    assert read_photograph(few).shape == (40, 56, 3)
+    with pytest.raises(Unreadable, match="a JPEG of more than 100 scans"):
+        read_photograph(many)
+    film = data + b"\xff\xda\0\2" * 1000  # behind its end, as phones append them
+    assert read_photograph(film).shape == (40, 56, 3)
 
 
 def test_a_real_drawn_photograph(drawn: Path) -> None:

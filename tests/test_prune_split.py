@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facetrain.errors import UserError
-from facetrain.index import CONTENT, read_index
+from facetrain.index import read_index
 from facetrain.preprocess.export_tree import export_tree
 from facetrain.preprocess.prune import prune
 from facetrain.preprocess.split import split
+from facetrain.tables import CONTENT, dictionary_codes
 from facetrain.workspace import Workspace
 
 
@@ -28,13 +29,22 @@ def text(values: list[str | None]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, pa.string())])
 
 
-def flags(values: list[bool]) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(values, pa.bool_())])
-
-
 def hashes(values: list[object]) -> pa.ChunkedArray:
     contents = [None if value is None else blake3(str(value).encode()).digest() for value in values]
     return pa.chunked_array([pa.array(contents, CONTENT)])
+
+
+def pruned(names: list[str | None], usable: list[bool], minimum: int) -> list[bool]:
+    return prune(dictionary_codes(text(names))[0], np.array(usable, bool), minimum).tolist()
+
+
+def sides_of(
+    names: list[str | None], contents: list[object], kept: list[bool], ratio: float, *, by: str, seed: int
+) -> list[str]:
+    """ "train" or "val" of each photograph."""
+    person, people = dictionary_codes(text(names))
+    val = split(person, people, hashes(contents), np.array(kept, bool), ratio, by=by, seed=seed)
+    return np.where(val, "val", "train").tolist()
 
 
 PEOPLE = st.lists(st.tuples(st.sampled_from([None, "ann", "bob", "cat", "dan"]), st.booleans()), max_size=40)
@@ -45,28 +55,23 @@ class TestPrune:
     def test_people_with_enough_usable_photographs_are_kept(self, rows: list, minimum: int) -> None:
         names, usable = [name for name, _ in rows], [bool(name) and ok for name, ok in rows]
         counts = Counter(name for name, ok in zip(names, usable, strict=True) if ok)
-        enough = prune(text(names), flags(usable), minimum)
-        assert enough.to_pylist() == [name is not None and counts[name] >= minimum for name in names]
+        assert pruned(names, usable, minimum) == [
+            name is not None and counts[name] >= minimum for name in names
+        ]
 
     @pytest.mark.parametrize("minimum", [0, -3])
     def test_less_than_one_is_refused(self, minimum: int) -> None:
         with pytest.raises(UserError, match=f"--min {minimum}: ask for at least 1"):
-            prune(text(["ann"]), flags([True]), minimum)
+            pruned(["ann"], [True], minimum)
 
 
 def split_by_identity(
     names: list[str], ratio: float, seed: int = 0, kept: list[bool] | None = None
 ) -> dict[str, str]:
-    column = split(
-        text(names),
-        hashes(list(range(len(names)))),
-        flags(kept or [True] * len(names)),
-        ratio,
-        by="identity",
-        seed=seed,
-    )
+    kept = kept or [True] * len(names)
+    column = sides_of(names, list(range(len(names))), kept, ratio, by="identity", seed=seed)
     sides: dict[str, set[str]] = {}
-    for name, side in zip(names, column.to_pylist(), strict=True):
+    for name, side in zip(names, column, strict=True):
         sides.setdefault(name, set()).add(side)
     assert all(len(both) == 1 for both in sides.values()), "nobody is on both sides"
     return {name: next(iter(one)) for name, one in sides.items()}
@@ -140,17 +145,17 @@ class TestSplitByIdentity:
 @pytest.mark.parametrize("by", ["identity", "image"])
 def test_shares_that_cannot_be(ratio: float, by: str) -> None:
     with pytest.raises(UserError, match=r"choose a number between 0 and 1, such as 0\.1"):
-        split(text(list("abcd")), hashes([1, 2, 3, 4]), flags([True] * 4), ratio, by=by, seed=0)
+        sides_of(list("abcd"), [1, 2, 3, 4], [True] * 4, ratio, by=by, seed=0)
 
 
 def test_an_unknown_way_and_no_rows() -> None:
     with pytest.raises(UserError, match="cannot split by 'colour': choose identity or image"):
-        split(text(list("abcd")), hashes([1, 2, 3, 4]), flags([True] * 4), 0.5, by="colour", seed=0)
+        sides_of(list("abcd"), [1, 2, 3, 4], [True] * 4, 0.5, by="colour", seed=0)
     for by in ("identity", "image"):
         with pytest.raises(UserError):
-            split(text([]), hashes([]), flags([]), 0.5, by=by, seed=0)
+            sides_of([], [], [], 0.5, by=by, seed=0)
         with pytest.raises(UserError):
-            split(text(list("abcd")), hashes([1, 2, 3, 4]), flags([False] * 4), 0.5, by=by, seed=0)
+            sides_of(list("abcd"), [1, 2, 3, 4], [False] * 4, 0.5, by=by, seed=0)
 
 
 class TestSplitByImage:
@@ -169,7 +174,7 @@ class TestSplitByImage:
             None if not keep and number == 0 else number
             for (_, number, _), keep in zip(rows, kept, strict=True)
         ]
-        column = split(text(names), hashes(contents), flags(kept), ratio, by="image", seed=seed).to_pylist()
+        column = sides_of(names, contents, kept, ratio, by="image", seed=seed)
         for name in {name for name, keep in zip(names, kept, strict=True) if keep}:
             sides = [side for side, n, keep in zip(column, names, kept, strict=True) if keep and n == name]
             assert "train" in sides
@@ -182,23 +187,19 @@ class TestSplitByImage:
     def test_the_share_and_what_is_added(self) -> None:
         names = [f"person {i % 500}" for i in range(20_000)]
         contents = list(range(20_000))
-        first = split(
-            text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=3
-        ).to_pylist()
+        first = sides_of(names, contents, [True] * 20_000, 0.2, by="image", seed=3)
         # Each of the 500 people has 40; the last of them is for training whatever its hash.
         assert abs(first.count("val") / 20_000 - 0.2) < 0.015
-        more = split(
-            text([*names, *(f"new {i % 7}" for i in range(500))]),
-            hashes([*contents, *range(20_000, 20_500)]),
-            flags([True] * 20_500),
+        more = sides_of(
+            [*names, *(f"new {i % 7}" for i in range(500))],
+            [*contents, *range(20_000, 20_500)],
+            [True] * 20_500,
             0.2,
             by="image",
             seed=3,
-        ).to_pylist()
+        )
         assert more[:20_000] == first
-        other = split(
-            text(names), hashes(contents), flags([True] * 20_000), 0.2, by="image", seed=4
-        ).to_pylist()
+        other = sides_of(names, contents, [True] * 20_000, 0.2, by="image", seed=4)
         both = sum(a == b == "val" for a, b in zip(first, other, strict=True))
         assert 600 < both < 1000, "independent: 4 % are in both"
 
@@ -207,18 +208,17 @@ def test_half_a_million_rows_are_no_matter() -> None:
     """Columnar work: a loop over rows would take this test seconds."""
     rng = np.random.default_rng(0)
     people = rng.integers(0, 30_000, 500_000)
-    names = pa.chunked_array([pa.array([f"person {i}" for i in range(30_000)])]).take(pa.array(people))
+    names = pa.array([f"person {i}" for i in range(30_000)])
     contents = pa.chunked_array(
         [pa.FixedSizeBinaryArray.from_buffers(CONTENT, 500_000, [None, pa.py_buffer(rng.bytes(16_000_000))])]
     )
-    usable = pa.chunked_array([pa.array(rng.random(500_000) < 0.9)])
-    enough = prune(names, usable, 15)
-    counts = np.bincount(people[usable.to_numpy()], minlength=30_000)
-    np.testing.assert_array_equal(enough.to_numpy(), counts[people] >= 15)
+    usable = rng.random(500_000) < 0.9
+    enough = prune(people, usable, 15)
+    counts = np.bincount(people[usable], minlength=30_000)
+    np.testing.assert_array_equal(enough, counts[people] >= 15)
     for by in ("identity", "image"):
-        column = split(names, contents, enough, 0.1, by=by, seed=0)
-        val = (np.asarray(column) == "val")[enough.to_numpy()]
-        assert 0.08 < val.mean() < 0.12
+        val = split(people, names, contents, enough, 0.1, by=by, seed=0)
+        assert 0.08 < val[enough].mean() < 0.12
 
 
 class TestExportTree:
@@ -228,9 +228,8 @@ class TestExportTree:
             (tmp_path / "aligned" / crop).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "aligned" / crop).write_text(crop)
         done: list[int] = []
-        counts = export_tree(
-            tmp_path / "aligned", text(crops), text(["train", "val", "train"]), tmp_path / "out", done.append
-        )
+        parts = {"train": text([crops[0], crops[2]]), "val": text([crops[1]])}
+        counts = export_tree(tmp_path / "aligned", parts, tmp_path / "out", done.append)
         assert (counts, sum(done)) == ({"train": 2, "val": 1}, 3)
         found = {
             str(p.relative_to(tmp_path / "out")): p.read_text()
@@ -248,7 +247,7 @@ class TestExportTree:
         (tmp_path / "full" / "x").touch()
         for out in ("file", "full"):
             with pytest.raises(UserError, match="is there already and not empty: name a new folder"):
-                export_tree(tmp_path, text(["a/1.jpg"]), text(["train"]), tmp_path / out, lambda count: None)
+                export_tree(tmp_path, {"train": text(["a/1.jpg"])}, tmp_path / out, lambda count: None)
 
 
 # -- through the commands ----------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ class TestExportTree:
 
 def kept_and_split(root: Path) -> tuple[list, list | None]:
     index = read_index(Workspace.find(root).dataset().folder)
-    return index.kept.to_pylist(), None if index.split is None else index.split.to_pylist()
+    return index.kept.tolist(), None if index.split is None else index.split.to_pylist()
 
 
 def remove(root: Path, person: str, keep: int) -> None:
@@ -374,4 +373,4 @@ class TestCommands:
 
 
 def kept_and_split_only(root: Path) -> list[bool]:
-    return read_index(Workspace.find(root).dataset().folder).kept.to_pylist()
+    return read_index(Workspace.find(root).dataset().folder).kept.tolist()

@@ -73,7 +73,7 @@ class TestFind:
 
     def test_another_format(self, workspace: Workspace) -> None:
         (workspace.folder / "workspace.json").write_text('{"format": 99}')
-        with pytest.raises(UserError, match="has format 99, this facetrain reads 1"):
+        with pytest.raises(UserError, match="has format 99, this facetrain reads 2"):
             Workspace.find(workspace.root)
 
 

@@ -27,6 +27,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def printable(name: str) -> str:
+    """A name from a disk, fit for a terminal: control characters are written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
 def processors() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,6 +46,10 @@ def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         show_default="the processors there are",
         help=what,
     )
+
+
+def verify_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option("--verify", is_flag=True, help=what)
 
 
 dataset_argument = click.argument("aligned", required=False, type=FOLDER)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from facetrain.commands.common import (
     FOLDER,
@@ -15,13 +16,16 @@ from facetrain.commands.common import (
     dry_run_option,
     jobs_option,
     open_workspace,
+    printable,
     table,
+    verify_option,
 )
 from facetrain.errors import UserError
 from facetrain.image_spec import LANDMARK_SETS
 
 if TYPE_CHECKING:
     from facetrain.pipeline.data import People
+    from facetrain.preprocess.align_tree import AlignReport
 
 
 @click.command()
@@ -79,6 +83,14 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     "exclude commercial use (the 5-point model's do not).",
 )
 @click.option(
+    "--detector",
+    default="hog",
+    show_default=True,
+    metavar="NAME",
+    help="What finds the faces: hog, cnn (finds more of the turned and half-hidden ones; slow without a GPU), "
+    "module:attribute, or one that an installed package brings.",
+)
+@click.option(
     "--multi",
     default="largest",
     show_default=True,
@@ -90,7 +102,21 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
 )
 @click.option("--quality", type=int, default=95, show_default=True, help="JPEG quality.")
 @click.option(
+    "--max-megapixels",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Larger photographs are not decoded: a small file can claim to be a picture that fills the memory. "
+    "A worker needs up to 12 MB for each megapixel of the largest.",
+)
+@verify_option("Read and hash every photograph and crop, whatever their size and times say.")
+@click.option(
     "--redo", is_flag=True, help="Align every photograph again; needed to change the settings of ALIGNED."
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use the workers of this Dask cluster, not this machine's: tcp://HOST:8786, or its scheduler file.",
 )
 @jobs_option("Worker processes.")
 @click.pass_context
@@ -101,10 +127,14 @@ def align(
     size_px: int,
     landmarks: str,
     predictor: str | None,
+    detector: str,
     multi: str,
     image_format: str,
     quality: int,
+    max_megapixels: int,
+    verify: bool,
     redo: bool,
+    scheduler: str | None,
     jobs: int,
 ) -> None:
     """Find the face in every photograph under RAW and write an aligned crop of it under ALIGNED.
@@ -113,43 +143,102 @@ def align(
     photograph, rejected ones with the reason, becomes a row of the workspace's index.
     """
     from facetrain.image_spec import ImageSpec
-    from facetrain.index import ALIGNED, STATUSES
     from facetrain.pipeline import data
     from facetrain.preprocess.aligner import AlignSettings
-    from facetrain.progress import human_duration
 
     spec = ImageSpec(
         size_px=size_px,
         landmarks=landmarks,
         predictor=int(predictor) if predictor else 68 if landmarks == "inner-eyes-bottom-lip" else 5,
+        detector=detector,
         format=image_format,
         quality=quality if image_format == "jpg" else 0,
     )
-    settings = AlignSettings(spec, multi)
-    report = data.align(open_workspace(ctx, create=True), raw, aligned, settings, jobs=jobs, redo=redo)
-    total = sum(report.counts.values())
+    settings = AlignSettings(spec, multi, max_pixels=max_megapixels * 1_000_000)
+    if scheduler is not None and ctx.get_parameter_source("jobs") is not ParameterSource.DEFAULT:
+        raise UserError("-j is for this machine's processes; a cluster has the workers it has: leave -j out")
+    workspace = open_workspace(ctx, create=True)
+    report = data.align(
+        workspace, raw, aligned, settings, jobs=jobs, redo=redo, verify=verify, scheduler=scheduler
+    )
+    show_aligned(report, raw)
+
+
+@click.command()
+@click.argument("crops", type=FOLDER)
+@click.option("--size", "size_px", type=int, help="Side of a crop in pixels.")
+@click.option(
+    "--landmarks",
+    metavar="SET",
+    help=f"The template that they are on: {' | '.join(LANDMARK_SETS)} | other.  [default: five-point]",
+)
+@click.option("--detector", metavar="TEXT", help="What found the faces, for the record.  [default: unknown]")
+@click.option(
+    "--keep-current", is_flag=True, help="Leave the current dataset as it is: for crops to evaluate on alone."
+)
+@verify_option("Read and hash every crop, whatever its size and times say.")
+@click.option("--redo", is_flag=True, help="Look at every crop again; needed to declare something else.")
+@jobs_option("Worker processes.")
+@click.pass_context
+def index(
+    ctx: click.Context,
+    crops: Path,
+    size_px: int | None,
+    landmarks: str | None,
+    detector: str | None,
+    keep_current: bool,
+    verify: bool,
+    redo: bool,
+    jobs: int,
+) -> None:
+    """Use aligned CROPS that were made elsewhere, where they lie: one folder of them per person.
+
+    What they are must be declared, so that they are never mixed with others; a tree that `ft align` made says it
+    itself. Nothing in CROPS is changed. Run again, only what is new or changed is looked at.
+    """
+    from facetrain.pipeline import data
+    from facetrain.preprocess.index_tree import Declared
+
+    declared = Declared(size_px, landmarks, detector)
+    workspace = open_workspace(ctx, create=True)
+    report = data.index(
+        workspace, crops, declared, jobs=jobs, redo=redo, verify=verify, keep_current=keep_current
+    )
+    show_aligned(report, crops)
+
+
+def show_aligned(report: AlignReport, raw: Path) -> None:
+    from facetrain.index import ALIGNED, STATUSES
+    from facetrain.progress import human_duration
+
+    done, total = report.rows, sum(report.rows.counts.values())
     rows = [
-        (STATUSES[status], f"{count:,}", f"{count / total:.2%}")
-        for status, count in report.counts.items()
-        if count or status in (ALIGNED, "no-face", "several-faces", "unreadable")
+        (STATUSES[status], f"{number:,}", f"{number / total:.2%}")
+        for status, number in done.counts.items()
+        if number or status in (ALIGNED, "no-face", "several-faces", "unreadable")
     ]
     table(rows)
-    rate = report.looked_at / report.seconds
-    done = f"{report.looked_at:,} looked at ({rate:,.0f}/s), " if report.looked_at else "nothing to do, "
-    click.echo(
-        f"{total:,} photographs: {done}{report.unchanged:,} as before; {human_duration(report.seconds)}"
-    )
+    rate = done.looked_at / report.seconds
+    said = f"{done.looked_at:,} looked at ({rate:,.0f}/s), " if done.looked_at else "nothing to do, "
+    click.echo(f"{total:,} photographs: {said}{done.unchanged:,} as before; {human_duration(report.seconds)}")
     if report.ignored:
         kinds = ", ".join(
-            f"{n:,} {suffix or 'without a suffix'}" for suffix, n in sorted(report.ignored.items())
+            f"{n:,} {printable(suffix) or 'without a suffix'}" for suffix, n in sorted(report.ignored.items())
         )
         click.echo(f"files that are no photographs, passed over: {kinds}")
-    if report.disappeared:
+    if done.disappeared:
         click.echo(
-            f"no longer in {raw}: {count(report.disappeared, 'photograph')}, marked missing and not used any more"
+            f"no longer in {raw}: {count(done.disappeared, 'photograph')}, marked missing and not used any more"
         )
-    if total > report.counts[ALIGNED]:
-        click.echo(f"those not aligned, and why: {os.path.relpath(report.rejected_list)}")
+    if report.alike:
+        names = printable("; ".join(" and ".join(group) for group in report.alike[:3]))
+        more = f" (and {len(report.alike) - 3:,} more)" if len(report.alike) > 3 else ""
+        click.echo(
+            f"kept apart, though their names differ only in case or Unicode form: {names}{more}; "
+            "if they are one person, put the photographs into one folder"
+        )
+    if total > done.counts[ALIGNED]:
+        click.echo(f"those not aligned, and why: {os.path.relpath(done.rejected_list)}")
 
 
 def people_table(rows: dict[str, People]) -> None:
@@ -232,7 +321,7 @@ def split(
 
 @click.command()
 @dataset_argument
-@click.option("--verify", is_flag=True, help="Hash every crop and every shard; make damaged shards again.")
+@verify_option("Hash every crop and every shard; make damaged shards again.")
 @jobs_option("Threads.")
 @click.pass_context
 def cache(ctx: click.Context, aligned: Path | None, verify: bool, jobs: int) -> None:

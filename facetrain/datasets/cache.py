@@ -31,20 +31,21 @@ from facetrain.datasets.shards import (
 )
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, walk
-from facetrain.files import write_csv
+from facetrain.files import file_fingerprint, write_csv
 from facetrain.image_spec import ImageSpec
-from facetrain.index import CONTENT, Index, file_fingerprint, read_index, read_table, write_table
+from facetrain.index import Index, read_index
+from facetrain.tables import CONTENT, read_table, write_table
 
 MANIFEST = pa.schema(
     [
-        ("path", pa.string()),  # of the source photograph, as in the index
+        ("path", pa.large_string()),  # of the source photograph, as in the index
         ("identity", pa.string()),
         ("content", CONTENT),  # of the crop as it was decoded
         ("shard", pa.int32()),
         ("row", pa.int32()),  # within the shard
     ]
 )
-UNDECODABLE = pa.schema([("path", pa.string()), ("content", CONTENT), ("reason", pa.string())])
+UNDECODABLE = pa.schema([("path", pa.large_string()), ("content", CONTENT), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -218,12 +219,9 @@ def _keys(table: pa.Table) -> pa.ChunkedArray:
 def _crop_contents(store: Path, aligned: Path) -> pa.Table:
     """aligned, content: the crops that are there and the hashes of their bytes as they are now."""
     crop_files = FileTable(store / "crops.files.arrow")
-    crop_files.refresh(aligned, walk(aligned).photographs)
+    crop_files.refresh(aligned, walk(aligned).files)
     crop_files.save()
-    contents = [known.content for known in crop_files.known.values()]
-    return pa.table(
-        {"aligned": pa.array(crop_files.known, pa.string()), "content": pa.array(contents, CONTENT)}
-    )
+    return crop_files.table.select(["path", "content"]).rename_columns(["aligned", "content"])
 
 
 class _Undecodable:
@@ -253,8 +251,8 @@ def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
     path, known = index.folder / "undecodable.arrow", index.undecodable
     if known is None or known.num_rows == 0:
         return _Undecodable(path, [])
-    row = pc.index_in(known["path"], index.rows["path"].combine_chunks())
-    position = pc.index_in(index.rows["aligned"].take(row), files["aligned"].combine_chunks())
+    row = pc.index_in(known["path"], index.rows["path"])
+    position = pc.index_in(index.rows["aligned"].take(row), files["aligned"])
     still = pc.equal(known["content"], files["content"].take(position)).fill_null(False)
     undecodable = _Undecodable(path, [tuple(row.values()) for row in known.filter(still).to_pylist()])
     undecodable.save()
@@ -263,9 +261,10 @@ def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
 
 def _plan(index: Index, files: pa.Table, old: _Old, spec: DecodeSpec) -> tuple[pa.Table, int]:
     """path, identity, crop, content, leaf of the rows to be cached, by leaf, identity and content; absent crops."""
-    rows = index.rows.select(["path", "identity", "aligned"]).append_column("kept", index.kept)
-    rows = rows.filter(index.usable)
-    position = pc.index_in(rows["aligned"], files["aligned"].combine_chunks())
+    rows = index.rows.select(["path", "identity", "aligned"]).append_column("kept", pa.array(index.kept))
+    rows = rows.filter(pa.array(index.usable))
+    rows = rows.set_column(1, "identity", rows["identity"].cast(pa.string()))
+    position = pc.index_in(rows["aligned"], files["aligned"])
     absent = pc.sum(pc.and_(pc.is_null(position), rows["kept"])).as_py() or 0
     rows = rows.append_column("content", files["content"].take(position)).filter(pc.is_valid(position))
     if not rows.num_rows:

@@ -27,7 +27,7 @@ class PhotoSet:
         if manifest.spec != decode_spec(self.spec):
             raise MissingStage("the cache was made from other crops than the index names: run `ft cache`")
         paths = index.rows["path"].take(pa.array(rows))
-        where = pc.index_in(paths, manifest.table["path"].combine_chunks())
+        where = pc.index_in(paths, manifest.table["path"])
         there = pc.is_valid(where).to_numpy()
         self.rows = rows[there]
         self.absent = int((~there).sum())  # kept rows without a crop in the cache
@@ -37,13 +37,13 @@ class PhotoSet:
         self._files = [shard_folder / name for name in manifest.shards]
         self._views: dict[int, list[np.ndarray]] = {}
 
-        codes = index.rows["identity"].take(pa.array(self.rows)).combine_chunks().dictionary_encode()
-        names = codes.dictionary.to_pylist()
-        order = sorted(range(len(names)), key=names.__getitem__)
-        self.identities: list[str] = [names[i] for i in order]
-        rank = np.empty(len(names), np.int64)
-        rank[order] = np.arange(len(names))
-        self.labels: np.ndarray = rank[codes.indices.to_numpy()]
+        person, names = index.people
+        present = np.unique(person[self.rows])
+        order = sorted(present.tolist(), key=lambda code: names[code].as_py())
+        self.identities: list[str] = [names[code].as_py() for code in order]
+        rank = np.full(len(names), -1, np.int64)
+        rank[order] = np.arange(len(order))
+        self.labels: np.ndarray = rank[person[self.rows]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,11 +79,9 @@ def select_rows(index: Index, part: str | None) -> np.ndarray:
     """
     if part is None:
         mask = index.kept
-    elif index.split is None:
-        raise MissingStage("the photographs are not split yet: run `ft split 0.1` first")
     else:
-        mask = pc.equal(index.split, part).fill_null(False)
-    rows = np.flatnonzero(mask.to_numpy())
+        mask = index.part(part)
+    rows = np.flatnonzero(mask)
     if not len(rows):
         raise UserError(
             f"no photographs are left for {part or 'use'}: `ft prune --min` with a smaller number keeps more"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from facetrain.files import replacing
-from facetrain.index import CONTENT
+from facetrain.tables import CONTENT
 
 SHARD_BYTES = 64 << 20
 MAX_BATCH_VALUES = 2**31 - 1  # what an Arrow record batch can hold in a child array

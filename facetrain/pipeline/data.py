@@ -5,49 +5,98 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
 
+from facetrain.cluster import THREADS_TO_COME, count_threads, dask_pool
 from facetrain.datasets.cache import CacheReport, build_cache
 from facetrain.errors import MissingStage, UserError
-from facetrain.index import Index, count_people, file_fingerprint, read_index
+from facetrain.index import Index, read_index
 from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.preprocess.export_tree import export_tree as write_tree
+from facetrain.preprocess.index_tree import Declared, index_tree, spec_of
+from facetrain.preprocess.journal import JOURNAL
 from facetrain.preprocess.prune import prune as enough_photographs
+from facetrain.preprocess.row_update import Work
 from facetrain.preprocess.split import split as assign
 from facetrain.progress import Progress
+from facetrain.tables import table_fingerprint
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 
 def align(
-    workspace: Workspace, raw: Path, aligned: Path, settings: AlignSettings, *, jobs: int, redo: bool
+    workspace: Workspace,
+    raw: Path,
+    aligned: Path,
+    settings: AlignSettings,
+    *,
+    jobs: int,
+    redo: bool,
+    verify: bool = False,
+    scheduler: str | None = None,
 ) -> AlignReport:
-    """Align a tree and make it the workspace's current dataset; a mistake in the request writes nothing."""
+    """Align a tree and make it the workspace's current dataset; a mistake in the request writes nothing.
+
+    ``scheduler``: the workers of this Dask cluster do it, instead of ``jobs`` processes.
+    """
     check_folders(raw, aligned)
     _check_target(workspace, raw, aligned)
+    pool = None
+    if scheduler is not None:
+        raw, aligned = raw.absolute(), aligned.absolute()  # as the workers must know them
+        pool = partial(dask_pool, scheduler, raw, aligned)
+        jobs = count_threads(scheduler) or THREADS_TO_COME
     workspace.create()
     with workspace.lock():
         dataset = _dataset_for(workspace, raw, aligned)
         with Progress("aligning", "photographs") as bar:
-            report = align_tree(
-                raw,
-                aligned,
-                dataset.folder,
-                settings,
-                jobs=jobs,
-                redo=redo,
-                on_start=bar.begin,
-                on_progress=bar.advance,
-            )
-        record = StageRecord(
-            "align", settings.to_dict(), {}, report.fingerprint, report.counts, round(report.seconds, 2)
-        )
-        if report.looked_at or (old := dataset.record("align")) is None or old.output != report.fingerprint:
-            dataset.write_record(record)
+            work = Work(jobs, pool, bar.begin, bar.advance)
+            report = align_tree(raw, aligned, dataset.folder, settings, work, redo=redo, verify=verify)
+        _record_rows(dataset, settings.to_dict(), report)
         workspace.make_current(dataset)
         return report
+
+
+def index(
+    workspace: Workspace,
+    root: Path,
+    declared: Declared,
+    *,
+    jobs: int,
+    redo: bool = False,
+    verify: bool = False,
+    keep_current: bool = False,
+) -> AlignReport:
+    """Index crops that were made elsewhere; they become the workspace's current dataset unless ``keep_current``."""
+    spec = spec_of(root, declared)
+    workspace.create()
+    with workspace.lock():
+        dataset = workspace.known_dataset(root)
+        if dataset is not None and dataset.first_stage == "align":
+            raise UserError(
+                f"{root} was aligned in this workspace: it is indexed, `ft align` keeps it up to date"
+            )
+        dataset = workspace.add_dataset(root, root)
+        with Progress("indexing", "crops") as bar:
+            work = Work(jobs, None, bar.begin, bar.advance)
+            report = index_tree(root, dataset.folder, spec, work, redo=redo, verify=verify)
+        _record_rows(dataset, {"spec": asdict(spec)}, report)
+        if not keep_current:
+            workspace.make_current(dataset)
+        return report
+
+
+def _record_rows(dataset: Dataset, parameters: dict[str, Any], report: AlignReport) -> None:
+    rows, stage = report.rows, dataset.first_stage
+    old = dataset.record(stage)
+    if rows.looked_at or old is None or old.output != rows.fingerprint:
+        seconds = round(report.seconds, 2)
+        dataset.write_record(StageRecord(stage, parameters, {}, rows.fingerprint, rows.counts, seconds))
 
 
 def _check_target(workspace: Workspace, raw: Path, aligned: Path) -> None:
@@ -56,23 +105,22 @@ def _check_target(workspace: Workspace, raw: Path, aligned: Path) -> None:
         raise UserError(f"{raw} holds crops that `ft align` made: name the folder of the photographs first")
     if aligned.resolve().is_relative_to(workspace.folder):
         raise UserError(f"{aligned} lies in the workspace's own folder: name another folder for the crops")
-    try:
-        workspace.dataset(aligned)
-    except UserError:
-        if aligned.is_dir() and any(aligned.iterdir()) and not (aligned / SPEC_FILE).is_file():
-            raise UserError(
-                f"{aligned} holds files that `ft align` did not make: name a new or empty folder for the crops"
-            ) from None
+    known = workspace.known_dataset(aligned)
+    if known is not None and known.first_stage == "index":
+        raise UserError(
+            f"{aligned} holds crops that were made elsewhere: name another folder for those of {raw}"
+        )
+    if known is None and aligned.is_dir() and any(aligned.iterdir()) and not (aligned / SPEC_FILE).is_file():
+        raise UserError(
+            f"{aligned} holds files that `ft align` did not make: name a new or empty folder for the crops"
+        )
 
 
 def _dataset_for(workspace: Workspace, raw: Path, aligned: Path) -> Dataset:
     """The dataset of these trees; refuses to mix the crops of two trees of photographs."""
-    try:
-        known = workspace.dataset(aligned).raw
-    except UserError:
-        known = None
-    if known is not None and known.is_dir() and not known.samefile(raw):
-        raise UserError(f"{aligned} holds the crops of {known}: name another folder for those of {raw}")
+    known = workspace.known_dataset(aligned)
+    if known is not None and known.raw.is_dir() and not known.raw.samefile(raw):
+        raise UserError(f"{aligned} holds the crops of {known.raw}: name another folder for those of {raw}")
     return workspace.add_dataset(raw, aligned)
 
 
@@ -84,8 +132,8 @@ class People:
     photographs: int
 
     @classmethod
-    def count(cls, index: Index, mask: object) -> People:
-        return cls(*count_people(index.rows, mask))
+    def count(cls, index: Index, mask: np.ndarray) -> People:
+        return cls(*index.count_people(mask))
 
 
 def prune(
@@ -96,13 +144,13 @@ def prune(
     with workspace.lock():
         dataset = workspace.dataset(aligned)
         index = read_index(dataset.folder)
-        enough = enough_photographs(index.rows["identity"], index.usable, min_photographs)
+        enough = enough_photographs(index.people[0], index.usable, min_photographs)
         before = People.count(index, index.usable)
-        after = People.count(index, pc.and_(index.usable, enough))
+        after = People.count(index, index.usable & enough)
         if after.photographs == 0:
             raise UserError(f"--min {min_photographs} leaves nobody: choose a smaller number")
         if not dry_run:
-            fingerprint = index.write_column("kept", enough)
+            fingerprint = index.write_column("kept", pa.array(enough))
             dataset.write_record(
                 StageRecord(
                     "prune",
@@ -124,21 +172,21 @@ def split(
     with workspace.lock():
         dataset = workspace.dataset(aligned)
         index = read_index(dataset.folder)
-        column = assign(index.rows["identity"], index.rows["content"], index.kept, ratio, by=by, seed=seed)
-        train, val = (
-            People.count(index, pc.and_(index.kept, pc.equal(column, part))) for part in ("train", "val")
-        )
+        person, names = index.people
+        val = assign(person, names, index.rows["content"], index.kept, ratio, by=by, seed=seed)
+        train, validation = (People.count(index, index.kept & part) for part in (~val, val))
         if not dry_run:
+            column = pa.DictionaryArray.from_arrays(pa.array(val.astype(np.int8)), ["train", "val"])
             fingerprint = index.write_column("split", column)
             inputs = {
                 "rows": index.fingerprint,
-                "kept": file_fingerprint(dataset.folder / "kept.arrow") or "",
+                "kept": table_fingerprint(dataset.folder / "kept.arrow") or "",
             }
-            counts = {"train": train.photographs, "val": val.photographs}
+            counts = {"train": train.photographs, "val": validation.photographs}
             seconds = round(time.monotonic() - started, 3)
             parameters = {"ratio": ratio, "by": by, "seed": seed}
             dataset.write_record(StageRecord("split", parameters, inputs, fingerprint, counts, seconds))
-        return train, val
+        return train, validation
 
 
 def undo(workspace: Workspace, aligned: Path | None, stage: str) -> bool:
@@ -156,12 +204,13 @@ def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: b
     """Bring the decoded cache up to date; ``verify`` hashes every crop and every shard on the way."""
     with workspace.lock():
         dataset = workspace.dataset(aligned)
-        if (dataset.folder / "journal.jsonl").is_file():
+        if (dataset.folder / JOURNAL).is_file():
+            stage = dataset.first_stage
             raise MissingStage(
-                f"an align of {dataset.aligned} was interrupted: run `ft align` again to finish it"
+                f"an {stage} of {dataset.aligned} was interrupted: run `ft {stage}` again to finish it"
             )
         index = read_index(dataset.folder)
-        inputs = {"rows": index.fingerprint, "kept": file_fingerprint(dataset.folder / "kept.arrow") or ""}
+        inputs = {"rows": index.fingerprint, "kept": table_fingerprint(dataset.folder / "kept.arrow") or ""}
         with Progress("decoding", "crops") as bar:
             report = build_cache(
                 index,
@@ -172,7 +221,12 @@ def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: b
                 on_start=bar.begin,
                 on_progress=lambda crops, size: bar.advance(crops, f"{size / 1e6:,.0f} MB"),
             )
-        counts = {"images": report.images, "undecodable": report.undecodable, "bytes": report.bytes}
+        counts = {
+            "images": report.images,
+            "undecodable": report.undecodable,
+            "absent": report.absent,
+            "bytes": report.bytes,
+        }
         record = StageRecord("cache", {}, inputs, report.fingerprint, counts, round(report.seconds, 2))
         old = dataset.record("cache")
         if old is None or (old.inputs, old.output) != (inputs, report.fingerprint):
@@ -184,12 +238,10 @@ def export_tree(workspace: Workspace, aligned: Path | None, out: Path) -> dict[s
     """Lay out train/ and val/ as links; {part: number of links}."""
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
-    if index.split is None:
-        raise MissingStage("the photographs are not split yet: run `ft split 0.1` first")
-    rows = index.rows.select(["aligned"]).append_column("split", index.split).filter(index.kept)
+    crops = {part: index.rows["aligned"].filter(pa.array(index.part(part))) for part in ("train", "val")}
     with Progress("linking", "crops") as bar:
-        bar.begin(rows.num_rows)
-        return write_tree(dataset.aligned, rows["aligned"], rows["split"], out, bar.advance)
+        bar.begin(sum(map(len, crops.values())))
+        return write_tree(dataset.aligned, crops, out, bar.advance)
 
 
 def align_some(
@@ -205,14 +257,6 @@ def align_some(
     folder = workspace.folder / "evaluate" / f"{raw.resolve().name[:40]}-{blake3(key.encode()).hexdigest(4)}"
     folder.mkdir(parents=True, exist_ok=True)
     with workspace.lock(), Progress("aligning", "photographs") as bar:
-        align_tree(
-            raw,
-            folder / "crops",
-            folder,
-            settings,
-            jobs=jobs,
-            only=only,
-            on_start=bar.begin,
-            on_progress=bar.advance,
-        )
+        work = Work(jobs, None, bar.begin, bar.advance)
+        align_tree(raw, folder / "crops", folder, settings, work, only=only)
     return read_index(folder)

@@ -177,8 +177,8 @@ def _crops_of(
     workspace: Workspace, images: Path, pairs: PairList, spec: ImageSpec, multi: str, jobs: int
 ) -> tuple[Path, dict[tuple[str, int], str]]:
     """The folder of crops, and the crop of each photograph that has one."""
-    if (images / SPEC_FILE).is_file():
-        there = ImageSpec.from_json((images / SPEC_FILE).read_text())
+    there = _spec_of_crops(workspace, images)
+    if there is not None:
         require_same(spec, "the checkpoint", there, str(images))
         found = find_photographs(images, pairs, allow_missing=True)
         if not found:
@@ -200,8 +200,16 @@ def _crops_of(
     return index.folder / "crops", crops
 
 
+def _spec_of_crops(workspace: Workspace, images: Path) -> ImageSpec | None:
+    """What a tree of crops holds: as it says itself, or as it was declared to `ft index`; None: photographs."""
+    if (images / SPEC_FILE).is_file():
+        return ImageSpec.from_json((images / SPEC_FILE).read_text())
+    known = workspace.known_dataset(images)
+    return read_index(known.folder).spec if known is not None and known.first_stage == "index" else None
+
+
 def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, pa.array(sorted(values), pa.string()))
+    return pc.is_in(column, pa.array(sorted(values), column.type))
 
 
 def _tensors(

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from facetrain.errors import MissingStage
-from facetrain.file_table import FileTable, walk
-from facetrain.index import STATUSES, Index, count_people, file_fingerprint, read_index
+from facetrain.file_table import STATE, FileTable, walk
+from facetrain.index import STATUSES, Index, read_index
+from facetrain.preprocess.journal import JOURNAL
+from facetrain.tables import find_sorted, positions, table_fingerprint, take
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 WALK_UP_TO = 200_000  # photographs; beyond, RAW is compared with the index only on request
@@ -49,7 +53,7 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
     lines = [
-        _align(dataset, index, scan),
+        _rows(dataset, index, scan),
         _prune(dataset, index),
         _split(dataset, index),
         _cache(dataset, index),
@@ -57,38 +61,44 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
     return Status(dataset, lines, [_run_or_damaged(run) for run in workspace.runs()])
 
 
-def _align(dataset: Dataset, index: Index, scan: bool) -> Line:
+def _rows(dataset: Dataset, index: Index, scan: bool) -> Line:
+    stage = dataset.first_stage
+    state, detail = _state_of_rows(dataset, index, stage, scan)
+    return Line(stage, state, detail)
+
+
+def _state_of_rows(dataset: Dataset, index: Index, stage: str, scan: bool) -> tuple[str, str]:
     counts = index.status_counts()
     said = ", ".join(f"{count:,} {STATUSES[status]}" for status, count in counts.items())
-    record = dataset.record("align")
+    record = dataset.record(stage)
+    again = f"run `ft {stage}` again"
     if record is None or record.output != index.fingerprint:
-        return Line("align", "stale", f"interrupted: run `ft align` again; {said}")
-    if (dataset.folder / "journal.jsonl").is_file():
-        return Line("align", "stale", f"an align was interrupted: run it again; {said}")
-    if not dataset.aligned.is_dir():
-        return Line("align", "stale", f"{dataset.aligned} is gone: run `ft align` again; {said}")
-    if not dataset.raw.is_dir():
-        return Line("align", "stale", f"{dataset.raw} is gone; {said}")
+        return "stale", f"interrupted: {again}; {said}"
+    if (dataset.folder / JOURNAL).is_file():
+        return "stale", f"an {stage} was interrupted: run it again; {said}"
+    for folder in dict.fromkeys((dataset.aligned, dataset.raw)):
+        if not folder.is_dir():
+            what = f": {again}" if folder == dataset.aligned != dataset.raw else ""
+            return "stale", f"{folder} is gone{what}; {said}"
     if not scan and index.rows.num_rows > WALK_UP_TO:
-        return Line(
-            "align", "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)"
-        )
+        return "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)"
     changes = _raw_changes(dataset, index)
-    if changes:
-        return Line("align", "stale", f"{changes} since: run `ft align` again; {said}")
-    return Line("align", "fresh", said)
+    return ("stale", f"{changes} since: {again}; {said}") if changes else ("fresh", said)
 
 
 def _raw_changes(dataset: Dataset, index: Index) -> str:
     listing = walk(dataset.raw)
-    files = FileTable(dataset.folder / "raw.files.arrow")
-    rows = dict(zip(index.rows["path"].to_pylist(), index.rows["status"].to_pylist(), strict=True))
-    new = sum(path not in rows for path in listing.photographs)
-    gone = sum(state != "missing" and path not in listing.photographs for path, state in rows.items())
-    gone -= sum(path in rows for path in listing.problems)
-    touched = sum(
-        path in files.known and files.known[path].stat != stat for path, stat in listing.photographs.items()
-    )
+    paths, rows = listing.files["path"], index.rows["path"]
+    new = int((positions(paths, rows) < 0).sum())
+    gone = (positions(rows, paths) < 0) & pc.not_equal(index.rows["status"], "missing").to_numpy()
+    problems = find_sorted(rows, list(listing.problems))
+    gone[problems[problems >= 0]] = False
+    known = FileTable(dataset.folder / "raw.files.arrow").table
+    where = positions(paths, known["path"])
+    moved = np.zeros(len(paths), bool)
+    for name in STATE:
+        moved |= pc.not_equal(take(known[name], where), listing.files[name]).fill_null(False).to_numpy()
+    touched, gone = int(moved.sum()), int(gone.sum())
     parts = [(new, "new"), (touched, "touched"), (gone, "gone")]
     return ", ".join(f"{count:,} {what}" for count, what in parts if count > 0)
 
@@ -99,7 +109,7 @@ def _stale(record: StageRecord, index: Index) -> bool:
 
 def _interrupted(record: StageRecord | None, column: Path) -> bool:
     """True when a stage's column and its record do not belong together: it was killed between the two."""
-    return file_fingerprint(column) != (record.output if record is not None else None)
+    return table_fingerprint(column) != (record.output if record is not None else None)
 
 
 def _prune(dataset: Dataset, index: Index) -> Line:
@@ -111,8 +121,8 @@ def _prune(dataset: Dataset, index: Index) -> Line:
     minimum = record.parameters["min"]
     if _stale(record, index):
         return Line("prune", "stale", f"the photographs have changed: run `ft prune --min {minimum}` again")
-    people, photographs = count_people(index.rows, index.kept)
-    everyone = count_people(index.rows, index.usable)[0]
+    people, photographs = index.count_people(index.kept)
+    everyone = index.count_people(index.usable)[0]
     return Line(
         "prune",
         "fresh",
@@ -130,11 +140,11 @@ def _split(dataset: Dataset, index: Index) -> Line:
     command = f"ft split {p['ratio']:g}" + ("" if p["by"] == "identity" else f" --by {p['by']}")
     if _stale(record, index):
         return Line("split", "stale", f"the photographs have changed: run `{command}` again")
-    if record.inputs["kept"] != (file_fingerprint(dataset.folder / "kept.arrow") or ""):
+    if record.inputs["kept"] != (table_fingerprint(dataset.folder / "kept.arrow") or ""):
         return Line("split", "stale", f"`ft prune` has changed since: run `{command}` again")
     parts = []
     for part in ("train", "val"):
-        people, photographs = count_people(index.rows, pc.equal(index.split, part).fill_null(False))
+        people, photographs = index.count_people(index.part(part))
         parts.append(f"{part} {photographs:,} photographs of {people:,} people")
     return Line("split", "fresh", ", ".join(parts))
 
@@ -151,10 +161,9 @@ def _cache(dataset: Dataset, index: Index) -> Line:
             "cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}"
         )
     try:
-        kept = index.rows["path"].filter(index.kept)
+        lacking = _lacking(record, index, manifest.table["path"])
     except MissingStage as error:
         return Line("cache", "stale", str(error))
-    lacking = pc.sum(pc.invert(pc.is_in(kept, manifest.table["path"].combine_chunks()))).as_py()
     shard_folder = dataset.workspace.folder / "cache"
     lost = sum(not (shard_folder / name).is_file() for name in manifest.shards)
     if lost:
@@ -162,6 +171,13 @@ def _cache(dataset: Dataset, index: Index) -> Line:
     if lacking:
         return Line("cache", "stale", f"{lacking:,} kept crops are not in it: `ft cache` adds them; {size}")
     return Line("cache", "fresh", size)
+
+
+def _lacking(record: StageRecord, index: Index, cached: pa.ChunkedArray) -> int:
+    """How many kept photographs are not in the cache."""
+    if record.inputs["kept"] == (table_fingerprint(index.folder / "kept.arrow") or ""):
+        return record.counts["absent"]  # made from just these
+    return int((positions(index.rows["path"].filter(pa.array(index.kept)), cached) < 0).sum())
 
 
 def _run_or_damaged(folder: Path) -> Line:

@@ -20,9 +20,10 @@ from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.verification import make_pairs, verify
 from facetrain.files import write_bytes, write_json
-from facetrain.index import file_fingerprint, read_index
+from facetrain.index import read_index
 from facetrain.pipeline.data import cache
 from facetrain.plugins import check_arguments, resolve
+from facetrain.tables import table_fingerprint
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
 from facetrain.train.loop import Reporter, Validator, bf16_is_fast
 from facetrain.train.loop import train as run_loop
@@ -85,7 +86,7 @@ def start(
         "people": len(photos.identities),
         "photographs": len(photos),
         "image_spec": json.loads(photos.spec.to_json()),
-        "inputs": {part: file_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")},
+        "inputs": {part: table_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")},
         "versions": {"facetrain": __version__, "torch": torch.__version__},
     }
     write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
@@ -123,7 +124,7 @@ def resume(
     changed = [
         part
         for part, was in facts["inputs"].items()
-        if file_fingerprint(dataset.folder / f"{part}.arrow") != was
+        if table_fingerprint(dataset.folder / f"{part}.arrow") != was
     ]
     if changed:
         stage = {"rows": "align", "kept": "prune", "split": "split"}[changed[0]]

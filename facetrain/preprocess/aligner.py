@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,20 @@ import numpy as np
 from blake3 import blake3
 
 from facetrain.errors import UserError
-from facetrain.file_table import Stat
+from facetrain.file_table import Stat, open_file
 from facetrain.files import PHOTOGRAPHS, write_bytes
 from facetrain.image_spec import ImageSpec
 from facetrain.index import ALIGNED
 from facetrain.preprocess.crop import crop, encode, is_degenerate
-from facetrain.preprocess.detectors import Box, HogDetector, LandmarkPredictor, choose
-from facetrain.preprocess.photograph import MAX_PIXELS, Unreadable, read_photograph
+from facetrain.preprocess.detectors import (
+    Box,
+    Detector,
+    LandmarkPredictor,
+    choose,
+    detect_faces,
+    detector_factory,
+)
+from facetrain.preprocess.photograph import MAX_PIXELS, TooLarge, Unreadable, read_photograph
 
 FACE_RULES = ("largest", "centre", "skip")
 GROUP_PIXELS = 64_000_000  # photographs held decoded at a time, in pixels: bounds a worker's memory
@@ -32,7 +41,9 @@ class AlignSettings:
     """Everything that decides what `ft align` makes of a photograph.
 
     multi: of several faces take the ``largest``, the one nearest the ``centre``, or ``skip`` the photograph.
-    max_pixels: photographs beyond it are taken for decompression bombs.
+    max_pixels: photographs beyond it are taken for decompression bombs. It may change between runs: only those that
+    were beyond it are looked at again.
+    Raises UserError for a spec that no photograph can be aligned to: crops made elsewhere, an unknown detector.
     """
 
     spec: ImageSpec = field(default_factory=ImageSpec)
@@ -44,6 +55,12 @@ class AlignSettings:
             raise UserError(
                 f"unknown rule '{self.multi}' for several faces: choose one of {', '.join(FACE_RULES)}"
             )
+        if not self.spec.made_here:
+            raise UserError(
+                f"crops of this kind were made elsewhere (detector {self.spec.detector}): ft cannot make such crops "
+                f"from photographs; name crops instead of photographs"
+            )
+        detector_factory(self.spec.detector)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for records and messages."""
@@ -109,20 +126,23 @@ def crop_path(path: str, image_format: str) -> str:
 def align_block(raw: Path, aligned: Path, settings: AlignSettings, tasks: Sequence[Task]) -> list[Outcome]:
     """Align some photographs: read, detect, find landmarks, warp, write. One `Outcome` each, in the same order.
 
-    All faces of a group are detected before the first landmark is looked for: the models evict each other from the
-    processor's cache otherwise.
+    Each step is taken for a whole group of photographs before the next begins: the models, and the code, evict each
+    other from the processor's cache otherwise.
     """
     outcomes = [Outcome(task.path) for task in tasks]
     group: list[tuple[Outcome, np.ndarray]] = []
+    pixels = 0
     for outcome, image in _decoded(raw, settings, tasks, outcomes):
         group.append((outcome, image))
-        if sum(i.shape[0] * i.shape[1] for _, i in group) >= GROUP_PIXELS:
+        pixels += image.shape[0] * image.shape[1]
+        if pixels >= GROUP_PIXELS:
             _align_group(aligned, settings, group)
-            group = []
+            group, pixels = [], 0
     _align_group(aligned, settings, group)
     for outcome in outcomes:
         if outcome.status != ALIGNED and not outcome.unchanged:  # an older content's crop must not outlive it
-            (aligned / crop_path(outcome.path, settings.spec.format)).unlink(missing_ok=True)
+            with suppress(OSError):  # it was never there, or something else is called so
+                (aligned / crop_path(outcome.path, settings.spec.format)).unlink()
     return outcomes
 
 
@@ -131,7 +151,7 @@ def _decoded(
 ) -> Iterator[tuple[Outcome, np.ndarray]]:
     for task, outcome in zip(tasks, outcomes, strict=True):
         try:
-            data, outcome.stat = _read_whole(raw / task.path)
+            data, outcome.stat = read_whole(raw / task.path)
             outcome.content, outcome.size_bytes = blake3(data).digest(), len(data)
             if outcome.content == task.known:
                 outcome.unchanged = True
@@ -141,15 +161,17 @@ def _decoded(
             outcome.status, outcome.reason = "unreadable", error.strerror or str(error)
         except Unreadable as error:
             outcome.status, outcome.reason = "unreadable", str(error)
+            if isinstance(error, TooLarge):
+                outcome.height_px, outcome.width_px = error.height_px, error.width_px
         else:
             outcome.height_px, outcome.width_px = image.shape[:2]
             yield outcome, image
 
 
-def _read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
+def read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
     """The file's bytes and its state; read again when it changed meanwhile."""
     for _ in range(attempts):
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=open_file) as handle:
             before = Stat.of(os.fstat(handle.fileno()))
             data = handle.read()
             if Stat.of(os.fstat(handle.fileno())) == before and len(data) == before.size_bytes:
@@ -160,35 +182,72 @@ def _read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
 def _align_group(aligned: Path, settings: AlignSettings, group: Sequence[tuple[Outcome, np.ndarray]]) -> None:
     if not group:
         return
-    detect, predict = models(settings.spec.detector, settings.spec.predictor)
-    found = [detect(image) for _, image in group]
-    for (outcome, image), boxes in zip(group, found, strict=True):
-        outcome.faces = len(boxes)
-        if not boxes:
+    name = settings.spec.detector
+    detector, predict = models(name, settings.spec.predictor)
+    found = detect_faces(detector, name, [image for _, image in group])
+    with_face: list[tuple[Outcome, np.ndarray, Box]] = []
+    for (outcome, image), faces in zip(group, found, strict=True):
+        outcome.faces = len(faces)
+        if not faces:
             outcome.status, outcome.reason = "no-face", "no face found"
             continue
-        if len(boxes) > 1 and settings.multi == "skip":
-            outcome.status, outcome.reason = "several-faces", f"{len(boxes)} faces found"
+        if len(faces) > 1 and settings.multi == "skip":
+            outcome.status, outcome.reason = "several-faces", f"{len(faces)} faces found"
             continue
-        box = choose(boxes, settings.multi, image.shape[1], image.shape[0])
-        points = predict(image, box)
-        outcome.box, outcome.landmarks = box, points.ravel().tolist()
+        face = choose(faces, settings.multi, image.shape[1], image.shape[0])
+        outcome.box, outcome.detector_score = face.box, face.score
+        with_face.append((outcome, image, face.box))
+    landmarks = [predict(image, box) for _, image, box in with_face]
+    for (outcome, image, _), points in zip(with_face, landmarks, strict=True):
+        outcome.landmarks = points.ravel().tolist()
         if is_degenerate(points, settings.spec):
             outcome.status, outcome.reason = "no-face", "its landmarks fall on a line"
             continue
         data = encode(crop(image, points, settings.spec), settings.spec)
-        outcome.aligned = crop_path(outcome.path, settings.spec.format)
-        target = aligned / outcome.aligned
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Without fsync: the row carries the crop's hash, and a crop that does not match is made again.
-        write_bytes(target, data, sync=False)
-        outcome.status, outcome.aligned_content = ALIGNED, blake3(data).digest()
+        target = crop_path(outcome.path, settings.spec.format)
+        try:
+            _write_crop(aligned / target, data)
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            outcome.status, outcome.reason = "name-clash", f"no place for ALIGNED/{target}: {error.strerror}"
+            continue
+        outcome.status, outcome.aligned = ALIGNED, target
+        outcome.aligned_content = blake3(data).digest()
 
 
-@lru_cache(maxsize=2)
-def models(detector: str, predictor: int) -> tuple[HogDetector, LandmarkPredictor]:
-    """The models of this process, loaded once; one thread each, since the work is spread over processes."""
-    cv2.setNumThreads(1)
-    if detector != "hog":
-        raise UserError(f"no detector '{detector}': there is hog")
-    return HogDetector(), LandmarkPredictor(predictor)
+# Something else has the crop's name (or one of its folders'), or its path is longer than the system takes.
+_NO_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def _write_crop(path: Path, data: bytes) -> None:
+    """Without fsync: the row carries the crop's hash, and a crop that does not match is made again."""
+    try:
+        write_bytes(path, data, sync=False)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data, sync=False)
+
+
+# A worker may have several threads, and dlib's objects are not to be shared.
+_of_this_thread = threading.local()
+
+
+def models(detector: str, predictor: int) -> tuple[Detector, LandmarkPredictor]:
+    """The models of this thread, made once; OpenCV runs on one thread, since the work is spread over workers.
+
+    Raises UserError when the detector cannot be made here.
+    """
+    wanted = detector, predictor
+    if getattr(_of_this_thread, "made_for", None) != wanted:
+        cv2.setNumThreads(1)
+        _of_this_thread.models = _make_detector(detector), LandmarkPredictor(predictor)
+        _of_this_thread.made_for = wanted
+    return _of_this_thread.models
+
+
+def _make_detector(name: str) -> Detector:
+    try:
+        return detector_factory(name)()
+    except (ImportError, OSError, RuntimeError, TypeError) as error:
+        raise UserError(f"detector '{name}' cannot be made: {error}") from error

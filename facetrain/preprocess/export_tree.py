@@ -12,27 +12,22 @@ from facetrain.errors import UserError
 
 
 def export_tree(
-    aligned: Path,
-    crops: pa.ChunkedArray,
-    split: pa.ChunkedArray,
-    out: Path,
-    on_progress: Callable[[int], None],
+    aligned: Path, crops: dict[str, pa.ChunkedArray], out: Path, on_progress: Callable[[int], None]
 ) -> dict[str, int]:
-    """Link OUT/train/<person>/… and OUT/val/<person>/… to the crops; return the number of links of each.
+    """Link OUT/<part>/<person>/… to the crops of each part; return the number of links of each.
 
     OUT must be new or empty, so that no earlier export is mixed with this one.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and not empty: name a new folder, or remove it first")
-    counts = {"train": 0, "val": 0}
     made: set[Path] = set()
     root = aligned.resolve()
-    for path, part in zip(crops.to_pylist(), split.to_pylist(), strict=True):
-        target = out / part / path
-        if target.parent not in made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.add(target.parent)
-        os.symlink(root / path, target)
-        counts[part] += 1
-        on_progress(1)
-    return counts
+    for part, paths in crops.items():
+        for path in (path for chunk in paths.chunks for path in chunk.to_pylist()):
+            target = out / part / path
+            if target.parent not in made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.add(target.parent)
+            os.symlink(root / path, target)
+            on_progress(1)
+    return {part: len(paths) for part, paths in crops.items()}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
 from facetrain.errors import UserError
 
 
-def prune(identity: pa.ChunkedArray, usable: pa.ChunkedArray, min_photographs: int) -> pa.ChunkedArray:
-    """bool per row: of a person with at least ``min_photographs`` usable photographs."""
+def prune(person: np.ndarray, usable: np.ndarray, min_photographs: int) -> np.ndarray:
+    """bool [rows]: of a person with at least ``min_photographs`` usable photographs.
+
+    person: int [rows], the code of each row's identity, -1 where it has none.
+    """
     if min_photographs < 1:
         raise UserError(f"--min {min_photographs}: ask for at least 1 photograph per person")
-    counts = (
-        pa.table([identity.filter(usable)], ["identity"]).group_by("identity").aggregate([([], "count_all")])
-    )
-    enough = counts["identity"].filter(pc.greater_equal(counts["count_all"], min_photographs))
-    return pc.is_in(identity, enough.combine_chunks())
+    known = person >= 0
+    counts = np.bincount(person[usable & known], minlength=person.max(initial=-1) + 1)
+    enough = np.append(counts >= min_photographs, False)  # the last is for -1
+    return enough[person]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.errors import UserError
@@ -18,36 +17,30 @@ MIN_PEOPLE = 2  # on each side: fewer give no pair of different people
 
 
 def split(
-    identity: pa.ChunkedArray,
+    person: np.ndarray,
+    names: pa.Array,
     content: pa.ChunkedArray,
-    kept: pa.ChunkedArray,
+    kept: np.ndarray,
     ratio: float,
     *,
     by: str,
     seed: int,
-) -> pa.Array:
-    """ "train" or "val" per row; of use where ``kept``.
+) -> np.ndarray:
+    """bool [rows]: for validation; of use where ``kept``.
 
+    person: int [rows], the code of each row's identity among ``names``, -1 where it has none. content: BLAKE3 [rows].
     by ``identity``: validation people are people that training never sees; at least two on either side, the lowest
     hashes first when chance gives fewer. by ``image``: every person keeps at least one photograph for training.
     Raises UserError for a ratio outside (0, 1), or too few people.
     """
     if not 0 < ratio < 1:
         raise UserError(f"a validation share of {ratio:g}: choose a number between 0 and 1, such as 0.1")
-    people = identity.dictionary_encode().combine_chunks()
-    if isinstance(people, pa.ChunkedArray):  # no rows at all
-        raise UserError("no photographs to split")
-    names = people.dictionary
-    person = people.indices.fill_null(len(names)).to_numpy(
-        zero_copy_only=False
-    )  # null: in no person's folder
-    keep = kept.to_numpy(zero_copy_only=False)
-    has_kept = np.zeros(len(names) + 1, bool)
-    has_kept[person[keep]] = True
     if by == "identity":
-        return _labels(_validation_people(names, has_kept, ratio, seed)[person])
+        has_kept = np.zeros(len(names) + 1, bool)  # the last is for -1
+        has_kept[person[kept]] = True
+        return _validation_people(names, has_kept, ratio, seed)[person]
     if by == "image":
-        return _labels(_validation_images(content, person, keep, ratio, seed))
+        return _validation_images(content, person, len(names), kept, ratio, seed)
     raise UserError(f"cannot split by '{by}': choose {' or '.join(WAYS)}")
 
 
@@ -68,20 +61,27 @@ def _validation_people(names: pa.Array, has_kept: np.ndarray, ratio: float, seed
 
 
 def _validation_images(
-    content: pa.ChunkedArray, person: np.ndarray, keep: np.ndarray, ratio: float, seed: int
+    content: pa.ChunkedArray, person: np.ndarray, people: int, keep: np.ndarray, ratio: float, seed: int
 ) -> np.ndarray:
     if not keep.any():
         raise UserError("no photographs to split: `ft prune --min` with a smaller number keeps more")
-    digests = content.combine_chunks().fill_null(bytes(32))
-    words = np.frombuffer(digests.buffers()[1], "<u8", count=4 * (len(digests) + digests.offset))
-    hashes = _mix(
-        words.reshape(-1, 4)[digests.offset :, 0] ^ np.uint64(int.from_bytes(blake3(b"%d" % seed).digest(8)))
-    )
+    hashes = _mix(_first_words(content) ^ np.uint64(int.from_bytes(blake3(b"%d" % seed).digest(8))))
     chosen = hashes < _threshold(ratio)
     # The photograph with a person's highest hash is always for training, and so are all copies of it.
-    highest = np.zeros(person.max() + 1, np.uint64)
+    highest = np.zeros(people + 1, np.uint64)
     np.maximum.at(highest, person[keep], hashes[keep])
     return chosen & (hashes != highest[person])
+
+
+def _first_words(content: pa.ChunkedArray) -> np.ndarray:
+    """uint64 [rows]: the first eight bytes of each hash; 0 where there is none."""
+    words = [np.zeros(0, np.uint64)]
+    for chunk in content.chunks:
+        digests = chunk.fill_null(bytes(32))
+        stop = digests.offset + len(digests)
+        all_words = np.frombuffer(digests.buffers()[1], "<u8", count=4 * stop).reshape(-1, 4)
+        words.append(all_words[digests.offset :, 0])
+    return np.concatenate(words)
 
 
 def _threshold(ratio: float) -> np.uint64:
@@ -93,7 +93,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _labels(validation: np.ndarray) -> pa.Array:
-    return pc.if_else(pa.array(validation), "val", "train")

@@ -1,0 +1,159 @@
+"""Arrow tables in files: written whole or not at all, memory-mapped when read, each with its own fingerprint.
+
+A file's fingerprint is the BLAKE3 of its bytes with the fingerprint's place blank. It stands in the file's metadata,
+so that asking for it costs nothing however large the file is, and it can never belong to another file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from blake3 import blake3
+
+from facetrain.errors import UserError
+from facetrain.files import replacing
+
+CONTENT = pa.binary(32)  # BLAKE3
+CHUNK_ROWS = 1 << 17
+
+_BLANK = blake3(b"the place of a fingerprint").hexdigest().encode()
+
+
+def write_table(path: Path, table: pa.Table) -> str:
+    """Write an Arrow IPC file, whole or not at all; return its fingerprint (BLAKE3, hex).
+
+    A file that holds the same already is left alone, and its time with it.
+    """
+    metadata = {**(table.schema.metadata or {}), b"fingerprint": _BLANK}
+    for number, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(number, table.field(number), _with_one_dictionary(column))
+    table = table.replace_schema_metadata(metadata)
+    with replacing(path) as temp:
+        with pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            for start in range(0, table.num_rows, CHUNK_ROWS):
+                writer.write_table(table.slice(start, CHUNK_ROWS).combine_chunks())
+        fingerprint = _fill_in(temp)
+        if path.is_file() and table_fingerprint(path) == fingerprint:
+            temp.unlink()
+    return fingerprint
+
+
+def _fill_in(path: Path) -> str:
+    """Put the fingerprint into its two places: the schema at the beginning, and its repetition at the end."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        fingerprint = blake3(data, max_threads=blake3.AUTO).hexdigest()
+        for start in (data.find(_BLANK), data.rfind(_BLANK)):
+            data[start : start + len(_BLANK)] = fingerprint.encode()
+    return fingerprint
+
+
+def table_fingerprint(path: Path) -> str | None:
+    """The fingerprint that the file carries; None when there is no such file."""
+    try:
+        metadata = _open(path).schema.metadata
+    except FileNotFoundError:
+        return None
+    return metadata[b"fingerprint"].decode()
+
+
+def is_intact(path: Path) -> bool:
+    """True when the file's bytes are still those that its fingerprint was made of. Reads all of it."""
+    data = bytearray(path.read_bytes())
+    try:
+        carried = _open(path).schema.metadata[b"fingerprint"]
+    except UserError:
+        return False
+    if len(carried) != len(_BLANK):
+        return False
+    for start in {data.find(carried), data.rfind(carried)}:
+        data[start : start + len(carried)] = _BLANK
+    return blake3(data, max_threads=blake3.AUTO).hexdigest().encode() == carried
+
+
+def read_table(path: Path) -> pa.Table:
+    """Map an Arrow IPC file; only the columns that are used are read."""
+    try:
+        return _open(path).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+    source = pa.memory_map(str(path))
+    try:
+        reader = pa.ipc.open_file(source)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    if b"fingerprint" not in (reader.schema.metadata or {}):
+        raise _damaged(path, "it carries no fingerprint")
+    return reader
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({' '.join(str(why).split())}): remove it and run the command again")
+
+
+def positions(of: pa.ChunkedArray, within: pa.ChunkedArray) -> np.ndarray:
+    """Where each value of one column stands in another without duplicates: int64, -1 where it does not (or is null)."""
+    if of.null_count == 0 and of.equals(within):
+        return np.arange(len(of))
+    return pc.index_in(of, value_set=within, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+
+
+def take(column: pa.ChunkedArray, where: np.ndarray) -> pa.ChunkedArray:
+    """The values at these positions; null where the position is -1."""
+    if len(where) == len(column) and np.array_equal(where, np.arange(len(column))):
+        return column
+    return column.take(pa.array(where, mask=where < 0))
+
+
+def merge_sorted(a: pa.Table, b: pa.Table) -> pa.Table:
+    """Two tables that are sorted by path, and have none in common, as one."""
+    if not a.num_rows or not b.num_rows:
+        return a if a.num_rows else b
+    return pa.concat_tables([a, b]).sort_by("path")
+
+
+def same_content(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray:
+    """bool per row: the two hashes are there and equal."""
+    return pc.fill_null(pc.equal(a, b), False).to_numpy()
+
+
+def find_sorted(column: pa.ChunkedArray, values: list[str]) -> np.ndarray:
+    """The same for a few strings in a long, sorted column, of which little is read."""
+    if len(values) > len(column) // 100:
+        return positions(pa.chunked_array([pa.array(values, column.type)]), column)
+    found = np.full(len(values), -1, np.int64)
+    for i, value in enumerate(values):
+        low, high = 0, len(column)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if column[middle].as_py() < value else (low, middle)
+        if low < len(column) and column[low].as_py() == value:
+            found[i] = low
+    return found
+
+
+def dictionary_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """(codes, a signed integer type, -1 for null; the distinct values) of a column, dictionary-encoded or not."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = _with_one_dictionary(column)
+    if column.num_chunks == 0:
+        return np.zeros(0, np.int32), pa.array([], column.type.value_type)
+    codes = [np.asarray(chunk.indices.fill_null(-1)) for chunk in column.chunks]
+    return np.concatenate(codes), column.chunk(0).dictionary
+
+
+def _with_one_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Unified, unless all chunks share one already, as those of a file do: unifying hashes every chunk's."""
+    places = {
+        (len(d), d.offset, *(buffer.address if buffer else 0 for buffer in d.buffers()))
+        for d in (chunk.dictionary for chunk in column.chunks)
+    }
+    return column if len(places) <= 1 else column.unify_dictionaries()
