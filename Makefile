@@ -34,6 +34,9 @@ lint: setup      ## ruff and mypy
 
 bench: setup     ## benchmarks on the processor; figures go to docs/performance.md by hand
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/align.py
+	$(BIN)/python benchmarks/index.py --rows 1000000 --files 50000
+	$(BIN)/python benchmarks/importing.py
 
 gpu:             ## GPU tests and benchmarks, with the environment there is; says so where there is no GPU
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ PHOTOGRAPHS = frozenset(
 
 def temp_path(folder: Path, name: str) -> Path:
     """A temporary file of this process's in ``folder``, as `sweep` knows them."""
-    return folder / f"{TEMP_PREFIX}{os.getpid()}-{name}"
+    return folder / _temp_name(name)
+
+
+def _temp_name(name: str) -> str:
+    return f"{TEMP_PREFIX}{os.getpid()}-{name}"
 
 
 def sweep(folder: Path) -> None:
@@ -79,9 +84,21 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write ``data`` to ``path``, whole or not at all."""
-    with replacing(path, sync=sync) as temp:
-        temp.write_bytes(data)
+    """Write ``data`` to ``path``, whole or not at all; as `replacing` does, in fewer steps for many small files."""
+    temp = f"{path.parent}{os.sep}{_temp_name(os.urandom(4).hex())}"
+    try:
+        with open(temp, "wb") as handle:
+            handle.write(data)
+            if sync:
+                handle.flush()
+                os.fsync(handle.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temp)
+        raise
+    if sync:
+        fsync_folder(path.parent)
 
 
 def write_if_changed(path: Path, data: bytes) -> None:
@@ -97,15 +114,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table for people and spreadsheets, whole or not at all, unless it is there already."""
+    write_if_changed(path, b"".join(csv_line(row) for row in itertools.chain([header], rows)))
+
+
+def csv_line(row: Iterable[Any]) -> bytes:
+    """A line of a CSV file, quoted where it must be; what is not UTF-8 is written as \\xNN."""
     text = io.StringIO()
-    # The csv module quotes a field for the characters of its line's end: "\r\n" has both of those that divide lines.
-    writer = csv.writer(text, lineterminator="\r\n")
-    for row in (header, *rows):
-        writer.writerow(row)
-        text.seek(text.tell() - 2)
-        text.write("\n")
-        text.truncate()
-    write_if_changed(path, text.getvalue().encode())
+    # The csv module quotes for the characters of its own line's end, so it must have both of those that divide lines.
+    csv.writer(text, lineterminator="\r\n").writerow(row)
+    return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"
 
 
 def fsync_folder(folder: Path) -> None:

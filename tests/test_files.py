@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from facetrain.files import (
     TEMP_PREFIX,
@@ -17,6 +21,7 @@ from facetrain.files import (
     sweep,
     temp_path,
     write_bytes,
+    write_csv,
     write_if_changed,
     write_json,
 )
@@ -111,3 +116,15 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 2
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.lists(st.lists(st.text(), min_size=1, max_size=3), max_size=4))
+def test_a_csv_file_comes_back_whatever_is_in_it(rows: list[list[str]]) -> None:
+    """Names of files may hold line ends of every kind, quotes, and bytes that are no UTF-8."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        write_csv(path, ("a", "b"), rows)
+        with open(path, newline="", encoding="utf-8") as file:
+            found = list(csv.reader(file))
+    expected = [[value.encode(errors="backslashreplace").decode() for value in row] for row in rows]
+    assert found == [["a", "b"], *expected]

@@ -171,7 +171,7 @@ def _decoded(
 def read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
     """The file's bytes and its state; read again when it changed meanwhile."""
     for _ in range(attempts):
-        with open(path, "rb", opener=open_file) as handle:
+        with open(path, "rb", buffering=0, opener=open_file) as handle:
             before = Stat.of(os.fstat(handle.fileno()))
             data = handle.read()
             if Stat.of(os.fstat(handle.fileno())) == before and len(data) == before.size_bytes:

@@ -45,24 +45,28 @@ def crop_transform(points: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    # In the plane a similarity is z → a·z + b over the complex numbers, and least squares has a closed form.
-    z, w = source @ [1, 1j], target @ [1, 1j]
-    z0, w0 = z.mean(), w.mean()
-    a = np.vdot(z - z0, w - w0) / np.vdot(z - z0, z - z0).real
+    # In the plane a similarity is z → a·z + b over the complex numbers, and least squares has a closed form. Python's
+    # numbers, since these are a few points only, and NumPy's calls take ten times as long.
+    z, w = ([complex(x, y) for x, y in points.tolist()] for points in (source, target))
+    z0, w0 = sum(z) / len(z), sum(w) / len(w)
+    across = sum((p - z0).conjugate() * (q - w0) for p, q in zip(z, w, strict=True))
+    a = across / sum(abs(p - z0) ** 2 for p in z)
     b = w0 - a * z0
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def is_degenerate(points: np.ndarray, spec: ImageSpec) -> bool:
     """True when the landmarks lie on a line or in a point, so that no transform follows from them."""
-    source = template_landmarks(points, spec)
-    largest, smallest = _singular_values((source - source.mean(axis=0)).T)
+    xs, ys = template_landmarks(points, spec).T.tolist()
+    x0, y0 = sum(xs) / len(xs), sum(ys) / len(ys)
+    largest, smallest = _singular_values([x - x0 for x in xs], [y - y0 for y in ys])
     return (smallest if spec.transform == "affine" else largest) < 1e-3
 
 
-def _singular_values(rows: np.ndarray) -> tuple[float, float]:
-    """Both of a float64 [2, n] matrix, from the eigenvalues of rows·rowsᵀ: NumPy's SVD takes ten times as long."""
-    (a, b), (_, c) = (rows @ rows.T).tolist()
+def _singular_values(first: list[float], second: list[float]) -> tuple[float, float]:
+    """Both of the matrix of these two rows, from the eigenvalues of rows·rowsᵀ: NumPy's SVD takes ten times as long."""
+    a, c = sum(x * x for x in first), sum(y * y for y in second)
+    b = sum(x * y for x, y in zip(first, second, strict=True))
     middle, half = (a + c) / 2, math.hypot((a - c) / 2, b)
     return math.sqrt(middle + half), math.sqrt(max(middle - half, 0.0))
 
@@ -82,7 +86,7 @@ def crop(image: np.ndarray, points: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 def _shrink_factor(matrix: np.ndarray) -> int:
     """How many of the photograph's pixels fall on one of the crop's, along the axis that is shrunk less; 1 for ≤ 2."""
-    scale, _ = _singular_values(matrix[:, :2])
+    scale, _ = _singular_values(*matrix[:, :2].tolist())
     return int(1 / scale) if scale < 0.5 else 1
 
 

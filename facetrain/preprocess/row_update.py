@@ -138,7 +138,7 @@ class RowUpdate:
                 _fill_in_sizes(block, listing)
                 pending.append(found_batch(block, now_ns))
                 self.journal.append(pending[-1])
-                if sum(map(len, pending)) >= CHUNK_ROWS:
+                if len(pending) * BLOCK >= CHUNK_ROWS:
                     parts.append(pa.Table.from_batches(pending).combine_chunks())
                     pending = []
                 work.on_progress(len(block))

@@ -12,7 +12,6 @@ mark makes no file durable) and the source is unchanged. A finished import that 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from facetrain.datasets.importers.image_type import image_suffix
 from facetrain.datasets.importers.names import MAX_BYTES, file_name
 from facetrain.datasets.importers.record import At, Record, Source, class_name
 from facetrain.errors import FacetrainError, Locked, UserError
-from facetrain.files import TEMP_PREFIX, temp_path, write_json
+from facetrain.files import TEMP_PREFIX, csv_line, temp_path, write_json
 from facetrain.workspace import locked
 
 RECORD = ".ft-import.json"
@@ -232,11 +231,11 @@ class _Run:
             self.written += outcome
             return
         if not self.mark.rejected:
-            self.mark.rejected_bytes += rejected.write(_csv_line(HEADER))
+            self.mark.rejected_bytes += rejected.write(csv_line(HEADER))
         file = str(self.source.files[record.at[0]])
         identity = "" if record.identity is None else _folder(record.identity)
         self.mark.rejected_bytes += rejected.write(
-            _csv_line((file, record.at[1], identity, file_name(record.name), outcome))
+            csv_line((file, record.at[1], identity, file_name(record.name), outcome))
         )
         self.mark.rejected += 1
         if len(self.reasons) < 1000 or outcome in self.reasons:
@@ -271,12 +270,6 @@ def _blocks(records: Iterable[Record]) -> Iterator[list[Record]]:
             block, held = [], 0
     if block:
         yield block
-
-
-def _csv_line(row: Iterable[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(row)
-    return text.getvalue().encode(errors="backslashreplace")
 
 
 # -- the import's own record -----------------------------------------------------------------------------------------
