@@ -17,11 +17,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,11 +31,12 @@ import pyarrow as pa
 from _common import hardware
 
 from facetrain import file_table
-from facetrain.file_table import FileTable, walk
+from facetrain.file_table import FileTable, Listing, Stat, walk
 from facetrain.image_spec import ImageSpec
 from facetrain.index import ROWS, count_statuses
-from facetrain.preprocess.aligner import AlignSettings
-from facetrain.tables import CHUNK_ROWS, write_table
+from facetrain.preprocess.aligner import AlignSettings, Outcome, Task
+from facetrain.preprocess.row_update import RowUpdate, Work
+from facetrain.tables import CHUNK_ROWS, read_table, write_table
 from facetrain.workspace import StageRecord, Workspace
 
 
@@ -118,6 +120,34 @@ def ft(root: Path, *arguments: str) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
 
 
+def update_rows(root: Path, changed: int) -> tuple[float, float]:
+    """What `ft align` does between the walks and the end, when so many photographs have changed; as `ft`."""
+    store = Workspace.find(root).dataset().folder
+    rows = read_table(store / "rows.arrow")
+    long_ago = pa.array(np.full(rows.num_rows, 10**18))
+    state = [rows["size_bytes"], long_ago, long_ago, pa.array(np.arange(rows.num_rows, dtype=np.uint64))]
+    files = pa.table([rows["path"], *state], schema=file_table.LISTED)
+    known = [*files.columns, pa.array(np.full(rows.num_rows, 2 * 10**18)), rows["content"]]
+    write_table(store / "raw.files.arrow", pa.table(known, schema=file_table.SCHEMA))
+    crops = pa.table({"path": rows["aligned"], "content": rows["aligned_content"]}).drop_null()
+    if changed:
+        times = np.full(rows.num_rows, 10**18)
+        times[:: rows.num_rows // changed] += 1
+        files = files.set_column(2, "mtime_ns", pa.array(times))
+    started = time.perf_counter()
+    settings = AlignSettings()
+    update = RowUpdate(store, settings.spec, settings.to_dict(), "it was aligned")
+    looked_at = update.look_at(Listing(files), crops, [], _no_face, Work())
+    update.finish(Listing(files), [], looked_at)
+    assert looked_at == changed
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _no_face(tasks: Sequence[Task]) -> list[Outcome]:
+    seen = Stat(1, 10**18, 10**18, 1)
+    return [Outcome(t.path, "no-face", "no face found", bytes(32), 1, stat=seen) for t in tasks]
+
+
 def make_tree(root: Path, files: int, per_folder: int = 20) -> None:
     """Empty files will do: it is their state that is looked at."""
     for start in range(0, files, per_folder):
@@ -188,6 +218,10 @@ def main() -> None:
             seconds = sorted(run[0] for run in runs)
             span = f"{seconds[len(seconds) // 2]:.2f} ({seconds[0]:.2f}–{seconds[-1]:.2f})"
             print(f"| `ft {' '.join(command)}` | {span} | {max(run[1] for run in runs):.2f} |")
+        for changed in (0, 10):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                seconds, memory = pool.submit(update_rows, root, changed).result()
+            print(f"| `ft align` without its walks, {changed} changed | {seconds:.1f} | {memory:.2f} |")
     if arguments.files:
         with tempfile.TemporaryDirectory() as folder:
             fastest, median = check_for_changes(Path(folder), arguments.files, arguments.rounds)

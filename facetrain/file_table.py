@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.files import PHOTOGRAPHS, TEMP_PREFIX, temp_path
-from facetrain.tables import CHUNK_ROWS, CONTENT, merge_sorted, positions, read_table, take, write_table
+from facetrain.tables import CHUNK_ROWS, CONTENT, positions, put_rows, read_table, take, write_table
 
 RACY_NS = 2_000_000_000  # two seconds: FAT's tick, and room for a file server's clock to differ a little
 NO_FILE = "not a file but a pipe, socket or device"
@@ -230,9 +230,7 @@ class FileTable:
 
     def put(self, fresh: pa.Table) -> None:
         """Take in what is known of some files: as SCHEMA, sorted by path."""
-        if fresh.num_rows:
-            others = positions(self.table["path"], fresh["path"]) < 0
-            self.table = merge_sorted(self.table.filter(pa.array(others)), fresh)
+        self.table = put_rows(self.table, fresh)
 
     def keep(self, paths: pa.ChunkedArray) -> None:
         """Forget all files but these."""

@@ -19,6 +19,7 @@ from facetrain.files import replacing
 
 CONTENT = pa.binary(32)  # BLAKE3
 CHUNK_ROWS = 1 << 17
+FEW_ROWS = 1000
 
 _BLANK = blake3(b"the place of a fingerprint").hexdigest().encode()
 
@@ -112,11 +113,20 @@ def take(column: pa.ChunkedArray, where: np.ndarray) -> pa.ChunkedArray:
     return column.take(pa.array(where, mask=where < 0))
 
 
-def merge_sorted(a: pa.Table, b: pa.Table) -> pa.Table:
-    """Two tables that are sorted by path, and have none in common, as one."""
-    if not a.num_rows or not b.num_rows:
-        return a if a.num_rows else b
-    return pa.concat_tables([a, b]).sort_by("path")
+def put_rows(old: pa.Table, new: pa.Table) -> pa.Table:
+    """``old`` with the rows of ``new`` in place of its own, by path. Both are sorted by path, and so is what comes out."""
+    if not old.num_rows or not new.num_rows:
+        return old if old.num_rows else new
+    if new.num_rows > FEW_ROWS or new.num_rows > old.num_rows // 100:
+        others = positions(old["path"], new["path"]) < 0
+        return pa.concat_tables([old.filter(pa.array(others)), new]).sort_by("path")
+    # A few into many: cut the long one at their places, which copies nothing.
+    parts, done = [], 0
+    for number, path in enumerate(new["path"].to_pylist()):
+        at = _lower_bound(old["path"], path)
+        parts += [old.slice(done, at - done), new.slice(number, 1)]
+        done = at + (at < old.num_rows and old["path"][at].as_py() == path)
+    return pa.concat_tables([*parts, old.slice(done)])
 
 
 def same_content(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray:
@@ -130,13 +140,19 @@ def find_sorted(column: pa.ChunkedArray, values: list[str]) -> np.ndarray:
         return positions(pa.chunked_array([pa.array(values, column.type)]), column)
     found = np.full(len(values), -1, np.int64)
     for i, value in enumerate(values):
-        low, high = 0, len(column)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if column[middle].as_py() < value else (low, middle)
-        if low < len(column) and column[low].as_py() == value:
-            found[i] = low
+        at = _lower_bound(column, value)
+        if at < len(column) and column[at].as_py() == value:
+            found[i] = at
     return found
+
+
+def _lower_bound(column: pa.ChunkedArray, value: str) -> int:
+    """Where the first value that is not less stands."""
+    low, high = 0, len(column)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if column[middle].as_py() < value else (low, middle)
+    return low
 
 
 def dictionary_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

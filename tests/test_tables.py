@@ -17,8 +17,8 @@ from facetrain.tables import (
     dictionary_codes,
     find_sorted,
     is_intact,
-    merge_sorted,
     positions,
+    put_rows,
     read_table,
     table_fingerprint,
     take,
@@ -141,11 +141,15 @@ class TestLookups:
         taken = take(column(values), np.array(where, np.int64))
         assert taken.to_pylist() == [None if i < 0 else values[i] for i in where]
 
-    @given(st.lists(WORDS, unique=True), st.integers(0, 10))
-    def test_merge_sorted(self, words: list[str], cut: int) -> None:
-        a, b = sorted(words[:cut]), sorted(words[cut:])
-        both = merge_sorted(pa.table({"path": column(a)}), pa.table({"path": column(b)}))
-        assert both["path"].to_pylist() == sorted(words)
+    @given(st.dictionaries(WORDS, st.just("old")), st.dictionaries(WORDS, st.just("new")), st.booleans())
+    def test_put_rows(self, old: dict[str, str], new: dict[str, str], many: bool) -> None:
+        def table(rows: dict[str, str]) -> pa.Table:
+            values = column([rows[path] for path in sorted(rows)], pa.string())
+            return pa.table({"path": column(sorted(rows)), "value": values})
+
+        old |= {f"{i:03d}": "old" for i in range(0 if many else 100 * len(new))}
+        both = put_rows(table(old), table(new))
+        assert list(zip(*both.to_pydict().values(), strict=True)) == sorted((old | new).items())
 
     @given(st.lists(st.one_of(st.none(), WORDS)), st.booleans())
     def test_dictionary_codes(self, values: list, encoded: bool) -> None:

@@ -33,8 +33,8 @@ from facetrain.preprocess.journal import FOUND, JOURNAL, Journal, found_batch
 from facetrain.tables import (
     CHUNK_ROWS,
     find_sorted,
-    merge_sorted,
     positions,
+    put_rows,
     read_table,
     same_content,
     table_fingerprint,
@@ -343,9 +343,7 @@ def _overlay(old: pa.Table, new: pa.Table) -> pa.Table:
         same = old.take(pa.array(where))
         if all(_plain(same[name]).equals(_plain(new[name])) for name in ROWS.names):
             return old
-    others = np.ones(old.num_rows, bool)
-    others[where[where >= 0]] = False
-    return merge_sorted(old.filter(pa.array(others)), new)
+    return put_rows(old, new)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
