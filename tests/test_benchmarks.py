@@ -53,6 +53,16 @@ def test_the_alignment_benchmark_compares_three_procedures() -> None:
     assert all(8 <= count <= 10 for count in found)
 
 
+def test_the_index_benchmark_makes_rows_and_runs_commands_on_them() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "index.py"), "--rows", "3000", "--files", "300"]
+    text = subprocess.run([*command, "--rounds", "1"], capture_output=True, text=True, check=True).stdout
+    assert "3,000 rows of 150 people" in text
+    assert [line.split("`")[1].split()[1] for line in text.splitlines() if line.startswith("| `")] == [
+        "status", "prune", "split", "status", "split", "prune", "align", "align"
+    ]  # fmt: skip
+    assert "Check for changed files, 300 files" in text
+
+
 def test_lfws_last_set_is_kept_apart(tmp_path: Path) -> None:
     lfw = load("lfw")
     people = [["Ann", "Bob"], ["Cid"], ["Dan", "Eve"]]
