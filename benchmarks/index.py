@@ -67,8 +67,8 @@ def _part(start: int, stop: int, per_person: int) -> pa.Table:
         return values.take(pa.array(np.arange(n), mask=~face))
 
     box = pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 250, 4 * n), pa.int32()), 4)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(10 * face)]), pa.int32())
-    landmarks = pa.ListArray.from_arrays(
+    offsets = pa.array(np.concatenate([[0], np.cumsum(10 * face)]), pa.int64())
+    landmarks = pa.LargeListArray.from_arrays(
         offsets, pa.array(rng.random(10 * int(face.sum()), np.float32)), mask=pa.array(~face)
     )
     columns = {
@@ -137,6 +137,7 @@ def update_rows(root: Path, changed: int) -> tuple[float, float]:
     started = time.perf_counter()
     settings = AlignSettings()
     update = RowUpdate(store, settings.spec, settings.to_dict(), "it was aligned")
+    update.begin(Listing(files))
     looked_at = update.look_at(Listing(files), crops, [], _no_face, Work())
     update.finish(Listing(files), [], looked_at)
     assert looked_at == changed

@@ -12,7 +12,7 @@ import os
 import stat as stat_modes
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -211,19 +211,31 @@ class FileTable:
             still = pc.and_(still, pc.equal(then[name], files[name]))
         return pc.if_else(still, then["content"], pa.scalar(None, CONTENT))
 
-    def refresh(self, root: Path, files: pa.Table) -> dict[str, str]:
-        """Hash what may have changed, forget what is gone; return {path: error} of files that could not be read."""
+    def refresh(
+        self,
+        root: Path,
+        files: pa.Table,
+        on_start: Callable[[int], None] = lambda total: None,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, str]:
+        """Hash what may have changed, forget what is gone; return {path: error} of files that could not be read.
+
+        ``on_start(files to be read)`` and ``on_progress(files)`` are called as the work goes on.
+        """
         now_ns = file_system_now_ns(self._path.parent)
         settled = pc.is_valid(self.contents(files))
         errors: dict[str, str] = {}
         read = _Read(now_ns)
-        for chunk in files["path"].filter(pc.invert(settled)).chunks:
-            for path in chunk.to_pylist():
+        todo = files["path"].filter(pc.invert(settled))
+        on_start(len(todo))
+        for start in range(0, len(todo), 1000):
+            for path in (part := todo.slice(start, 1000)).to_pylist():
                 try:
                     with open(root / path, "rb", opener=open_file) as handle:
                         read.add(path, Stat.of(os.fstat(handle.fileno())), blake3(handle.read()).digest())
                 except OSError as error:
                     errors[path] = error.strerror or str(error)
+            on_progress(len(part))
         self.keep(files["path"].filter(settled))
         self.put(read.table())
         return errors

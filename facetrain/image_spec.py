@@ -121,7 +121,11 @@ class ImageSpec:
     @classmethod
     def from_json(cls, text: str | bytes) -> ImageSpec:
         """Inverse of `to_json`; a spec with fields that this version does not know is an error."""
-        return cls.from_dict(json.loads(text))
+        try:
+            fields = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise UserError("an image spec is damaged (is it imagespec.json?): align again") from None
+        return cls.from_dict(fields)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:

@@ -6,7 +6,8 @@ decode. Taking a column away undoes the stage. All of it is Arrow IPC, memory-ma
     rows.arrow         `ROWS` below, sorted by path; metadata: the ImageSpec and align's settings
     kept.arrow         kept: bool, one per row; counts only where the row is usable
     split.arrow        split: "train" or "val", one per row
-    undecodable.arrow  path, reason
+    cached.arrow       cached: bool, one per row
+    undecodable.arrow  path, content, reason
 
 The rows hold only what follows from the photographs and the settings, so that an interrupted and an uninterrupted
 align end in the same bytes; times and inodes live in the file tables (`file_table`).
@@ -41,7 +42,7 @@ ROWS = pa.schema(
             pa.float32(),
         ),  # the detector's confidence in the face that was taken; higher is surer
         ("box", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in pixels of the upright photograph
-        ("landmarks", pa.list_(pa.float32())),  # x0, y0, x1, y1, … in pixels of the upright photograph
+        ("landmarks", pa.large_list(pa.float32())),  # x0, y0, x1, y1, … in pixels of the upright photograph
         ("aligned", pa.large_string()),  # the crop, relative to ALIGNED
         ("aligned_content", CONTENT),  # of the crop as align wrote it
     ]
@@ -113,6 +114,12 @@ class Index:
         return self.kept & (codes == code) & (code >= 0)
 
     @cached_property
+    def cached(self) -> np.ndarray:
+        """In the cache; MissingStage when the rows have changed since."""
+        column = self._column("cached")
+        return np.zeros(len(self.usable), bool) if column is None else column.to_numpy()
+
+    @cached_property
     def _sides(self) -> tuple[np.ndarray, pa.Array] | None:
         column = self._column("split")
         return None if column is None else dictionary_codes(column)
@@ -126,7 +133,7 @@ class Index:
             table.num_rows != self.rows.num_rows
             or table.schema.metadata[b"rows"] != self.fingerprint.encode()
         ):
-            stage = {"kept": "prune", "split": "split"}[name]
+            stage = {"kept": "prune", "split": "split", "cached": "cache"}[name]
             raise MissingStage(f"the photographs have changed since `ft {stage}`: run `ft {stage}` again")
         return table[name]
 
@@ -136,7 +143,7 @@ class Index:
         return self.rows.schema.metadata[b"fingerprint"].decode()
 
     def write_column(self, name: str, values: pa.Array) -> str:
-        """Write ``kept`` or ``split``, one value per row; return the file's fingerprint."""
+        """Write ``kept``, ``split`` or ``cached``, one value per row; return the file's fingerprint."""
         schema = pa.schema([(name, values.type)], metadata={"rows": self.fingerprint})
         return write_table(self.folder / f"{name}.arrow", pa.table([values], schema=schema))
 

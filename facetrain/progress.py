@@ -34,8 +34,17 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def begin(self, total: int, done: int = 0) -> None:
-        """The work is known to be ``total`` units, of which ``done`` were done by an earlier run."""
+    def begin(
+        self, total: int, done: int = 0, *, description: str | None = None, unit: str | None = None
+    ) -> None:
+        """The work is known to be ``total`` units, of which ``done`` were done by an earlier run.
+
+        Begun again, with another ``description`` and ``unit``, it shows the next part of the work.
+        """
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self.description, self.unit = description or self.description, unit or self.unit
         self.total, self.done, self._skipped = total, done, done
         self._started = self._last_log = time.monotonic()
         if sys.stderr.isatty() and total:

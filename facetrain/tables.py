@@ -19,7 +19,7 @@ from facetrain.files import replacing
 
 CONTENT = pa.binary(32)  # BLAKE3
 CHUNK_ROWS = 1 << 17
-FEW_ROWS = 1000
+FEW_ROWS, MANY_ROWS = 1000, 100_000
 
 _BLANK = blake3(b"the place of a fingerprint").hexdigest().encode()
 
@@ -64,16 +64,22 @@ def table_fingerprint(path: Path) -> str | None:
 
 def is_intact(path: Path) -> bool:
     """True when the file's bytes are still those that its fingerprint was made of. Reads all of it."""
-    data = bytearray(path.read_bytes())
     try:
         carried = _open(path).schema.metadata[b"fingerprint"]
     except UserError:
         return False
-    if len(carried) != len(_BLANK):
-        return False
-    for start in {data.find(carried), data.rfind(carried)}:
-        data[start : start + len(carried)] = _BLANK
-    return blake3(data, max_threads=blake3.AUTO).hexdigest().encode() == carried
+    hasher = blake3(max_threads=blake3.AUTO)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        first, last = data.find(carried), data.rfind(carried)
+        if len(carried) != len(_BLANK) or first == last:
+            return False
+        with memoryview(data) as view:
+            for start, stop in ((0, first), (first + len(carried), last), (last + len(carried), len(data))):
+                with view[start:stop] as part:
+                    hasher.update(part)
+                if stop < len(data):
+                    hasher.update(_BLANK)
+    return hasher.hexdigest().encode() == carried
 
 
 def read_table(path: Path) -> pa.Table:
@@ -81,7 +87,7 @@ def read_table(path: Path) -> pa.Table:
     try:
         return _open(path).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
@@ -89,21 +95,70 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     try:
         reader = pa.ipc.open_file(source)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     if b"fingerprint" not in (reader.schema.metadata or {}):
-        raise _damaged(path, "it carries no fingerprint")
+        raise damaged(path, "it carries no fingerprint")
     return reader
 
 
-def _damaged(path: Path, why: object) -> UserError:
+def damaged(path: Path, why: object) -> UserError:
+    """What to raise for a file that cannot be used."""
     return UserError(f"{path} is damaged ({' '.join(str(why).split())}): remove it and run the command again")
 
 
 def positions(of: pa.ChunkedArray, within: pa.ChunkedArray) -> np.ndarray:
     """Where each value of one column stands in another without duplicates: int64, -1 where it does not (or is null)."""
-    if of.null_count == 0 and of.equals(within):
+    if of.null_count:
+        found = np.full(len(of), -1, np.int64)
+        found[pc.is_valid(of).to_numpy()] = positions(of.drop_null(), within)
+        return found
+    if of.equals(within):
         return np.arange(len(of))
+    if min(len(of), len(within)) > MANY_ROWS and _is_sorted(of) and _is_sorted(within):
+        alike = _positions_of_alike(of, within)
+        if alike is not None:
+            return alike
     return pc.index_in(of, value_set=within, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _is_sorted(column: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.less(column.slice(0, len(column) - 1), column.slice(1))).as_py())
+
+
+def _positions_of_alike(of: pa.ChunkedArray, within: pa.ChunkedArray) -> np.ndarray | None:
+    """`positions` of two sorted columns that are nearly equal, run by run; None when they are not.
+
+    Comparing ten million paths takes a tenth of a second, hashing them ten.
+    """
+    found = np.full(len(of), -1, np.int64)
+    i = j = differences = 0
+    while i < len(of) and j < len(within):
+        if run := _equal_run(of, i, within, j):
+            found[i : i + run] = np.arange(j, j + run)
+            i, j = i + run, j + run
+            continue
+        differences += 1
+        if differences > FEW_ROWS:
+            return None
+        if of[i].as_py() < within[j].as_py():
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def _equal_run(a: pa.ChunkedArray, i: int, b: pa.ChunkedArray, j: int) -> int:
+    """How many values from a[i] and b[j] on are equal."""
+    longest = min(len(a) - i, len(b) - j)
+    run, step = 0, 1
+    while run < longest and a.slice(i + run, step).equals(b.slice(j + run, step)):
+        run += min(step, longest - run)
+        step = min(2 * step, longest - run)
+    while step > 1:  # the last step was too long: halve it
+        step //= 2
+        if a.slice(i + run, step).equals(b.slice(j + run, step)):
+            run += step
+    return run
 
 
 def take(column: pa.ChunkedArray, where: np.ndarray) -> pa.ChunkedArray:
@@ -135,7 +190,7 @@ def same_content(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray:
 
 
 def find_sorted(column: pa.ChunkedArray, values: list[str]) -> np.ndarray:
-    """The same for a few strings in a long, sorted column, of which little is read."""
+    """`positions` of a few strings in a long, sorted column, of which little is read."""
     if len(values) > len(column) // 100:
         return positions(pa.chunked_array([pa.array(values, column.type)]), column)
     found = np.full(len(values), -1, np.int64)

@@ -28,7 +28,7 @@ from facetrain.index import ROWS, STATUSES
 from facetrain.preprocess import align_tree as align_tree_module
 from facetrain.preprocess import aligner, detectors
 from facetrain.preprocess import row_update as module
-from facetrain.preprocess.align_tree import align_tree
+from facetrain.preprocess.align_tree import align_tree, folded
 from facetrain.preprocess.aligner import AlignSettings, crop_path, identity_of
 from facetrain.preprocess.crop import crop_transform, template_landmarks
 from facetrain.preprocess.journal import JOURNAL, Journal
@@ -699,6 +699,21 @@ class TestVerify:
         assert align(frozen, verify=True).looked_at == 1
         assert state(frozen) == before
 
+    def test_one_that_changed_as_it_was_read_is_read_again(self, one_person: Path) -> None:
+        """Git's racy rule: a write in the same tick as the hash shows in no time, so young files are not trusted."""
+        root = one_person.parent
+        align(root)
+        shutil.copy(root / "raw" / "ann" / "2.jpg", root / "raw" / "ann" / "1.jpg")
+        crop = root / "aligned" / "ann" / "2.jpg"
+        before = crop.read_bytes()
+        crop.write_bytes(b"x" * len(before))
+        self.restore(root, "raw/ann/1.jpg", "raw.files.arrow")
+        align(root)  # takes in the crops, too young to be trusted
+        self.restore(root, "raw/ann/1.jpg", "raw.files.arrow")
+        found = rows(root)
+        assert found["ann/1.jpg"]["aligned_content"] == found["ann/2.jpg"]["aligned_content"]
+        assert crop.read_bytes() == before
+
     def test_everything_is_read_and_nothing_done_again(
         self, frozen: Path, read: list, detected: list
     ) -> None:
@@ -747,22 +762,42 @@ class TestNameClashes:
         assert (one_person.parent / "aligned" / "imagespec.json").is_file()
 
     def test_a_disk_that_knows_no_capitals(self, one_person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Only one of the crops can be there. (The answer of such a disk is made up; the rest is real.)"""
+        """Only one of the crops can be there. (Such a disk is made up: its answer, and what it removes.)"""
         root = one_person.parent
         monkeypatch.setattr(align_tree_module, "_folds_names", lambda folder: True)
-        others = {"Ann": "ann", "caf\u00e9": None, "cafe\u0301": "caf\u00e9"}
-        for name in others:
+
+        def remove(path: Path) -> None:
+            for other in path.parent.parent.rglob("*"):
+                if folded(str(other)) == folded(str(path)) and other.is_file():
+                    other.unlink()
+
+        monkeypatch.setattr(align_tree_module, "_remove_file", remove)
+        for name in ("Ann", "caf\u00e9", "cafe\u0301"):
             shutil.copytree(one_person / "ann", one_person / name)
-        report = align(root)
-        assert report.counts["name-clash"] == 4
-        found = rows(root)
-        assert found["Ann/1.jpg"]["status"] == found["cafe\u0301/1.jpg"]["status"] == "aligned"
-        for path, other in (("ann/1.jpg", "Ann/1.jpg"), ("caf\u00e9/2.jpg", "cafe\u0301/2.jpg")):
-            assert found[path]["status"] == "name-clash"
-            assert found[path]["reason"].startswith(
-                f"on the disk of ALIGNED its crop would overwrite that of {other}"
-            )
-            assert not (root / "aligned" / path).exists()
+        for run in range(3):
+            report = align(root)
+            assert report.counts["name-clash"] == 4
+            assert run == 0 or report.looked_at == 0
+            found = rows(root)
+            for winner in ("Ann/1.jpg", "cafe\u0301/1.jpg"):
+                assert found[winner]["status"] == "aligned"
+                assert (root / "aligned" / winner).is_file(), "nor does a later run remove it"
+            for path, other in (("ann/1.jpg", "Ann/1.jpg"), ("caf\u00e9/2.jpg", "cafe\u0301/2.jpg")):
+                assert found[path]["status"] == "name-clash"
+                assert found[path]["reason"].startswith(
+                    f"on the disk of ALIGNED its crop would overwrite that of {other}"
+                )
+                assert not (root / "aligned" / path).exists()
+
+    def test_a_problem_that_is_called_like_a_photograph(self, one_person: Path) -> None:
+        """A link ``ann/1`` that cannot be followed has nothing to do with the crop ``ann/1.jpg``."""
+        root = one_person.parent
+        (one_person / "ann" / "1").symlink_to(one_person)
+        for run in range(3):
+            report = align(root)
+            assert run == 0 or report.looked_at == 0
+            assert (root / "aligned" / "ann" / "1.jpg").is_file()
+            assert statuses(root)["ann/1"] == "unreadable"
 
     def test_names_alike_are_kept_apart_and_reported(self, one_person: Path) -> None:
         for name in ("Ann", "ANN", "caf\u00e9", "cafe\u0301"):
@@ -809,6 +844,24 @@ class TestSettings:
         assert state(root) == state(other)
         assert align(root, png).looked_at == 0
 
+    def test_redo_that_is_killed_while_it_removes_the_old_crops(
+        self, one_person: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = one_person.parent
+        align(root)
+        png = AlignSettings(replace(SPEC, format="png", quality=0))
+        with monkeypatch.context() as patch:
+            patch.setattr(align_tree_module, "_remove_other_crops", lambda *arguments: raise_stop())
+            with pytest.raises(Stop):
+                align(root, png, redo=True)
+        with pytest.raises(SpecMismatch, match="add --redo"):
+            align(root, png)
+        report = align(root, png, redo=True)
+        shutil.copytree(one_person, tmp_path / "other" / "raw")
+        align(tmp_path / "other", png)
+        assert state(root) == state(tmp_path / "other")
+        assert report.looked_at <= 3
+
     def test_redo_remembers_what_is_missing(self, one_person: Path) -> None:
         root = one_person.parent
         align(root)
@@ -827,6 +880,10 @@ class TestSettings:
 
 class Stop(BaseException):
     """Ends an align in the middle, as Ctrl-C does."""
+
+
+def raise_stop() -> None:
+    raise Stop
 
 
 class TestInterrupted:

@@ -28,8 +28,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facetrain.file_table import Stat
 from facetrain.index import read_index
+from facetrain.preprocess import aligner
 from facetrain.progress import Progress
+from facetrain.workspace import Workspace
 
 ALIGN = ("--size", 64, "--format", "png", "--landmarks", "outer-eyes-nose")
 LOSSY = (
@@ -644,7 +647,22 @@ class TestHowTheyLieOnTheDisk:
         assert all(usable[name] for name in [*copies, "ann/1.jpg"])
         ft(root, "export-tree", root / "out")
         assert sum(path.is_symlink() for path in (root / "out").rglob("*")) == aligned
-        # NAME-CLASH: a photograph ann/x.png beside a folder ann/x.png.png/ is tested with the index, by the lead.
+
+    def test_equal_crops_of_others(self, root: Path, ft: Callable, drawn: Path) -> None:
+        """Also where they are indexed: two files of the same bytes, one of them a hard link, are two rows."""
+        crops = root / "crops"
+        for name in ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg"):
+            (crops / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.open(drawn / "ann" / "1.jpg").resize((112, 112)).save(crops / name)
+        (crops / "bob" / "2.jpg").unlink()
+        os.link(crops / "ann" / "1.jpg", crops / "bob" / "2.jpg")
+        ft(root, "index", crops, "--size", 112)
+        index = read_index(Workspace.find(root).dataset().folder)
+        table = index.rows.to_pylist()
+        assert [row["path"] for row in table] == ["ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg"]
+        assert {outcome(row) for row in table} == {("aligned", None)}
+        assert [row["aligned"] for row in table] == [row["path"] for row in table]
+        assert len({row["content"] for row in table}) == 1
 
 
 @contextmanager
@@ -736,6 +754,31 @@ MISCHIEF = [
 
 
 class TestWhatHappensMeanwhile:
+    @pytest.mark.parametrize("attempts", [1, 2, 3])
+    def test_a_file_that_changes_while_it_is_read_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
+    ) -> None:
+        """What is begun with and what is ended with are of one state, or the file is read once more."""
+        path = tmp_path / "1.jpg"
+        path.write_bytes(b"before")
+        changes = iter([b"after, and longer"])
+        real = os.fstat
+
+        def fstat(handle: int) -> os.stat_result:
+            found = real(handle)  # of the state before the change
+            for content in changes:
+                path.write_bytes(content)
+            return found
+
+        monkeypatch.setattr(aligner.os, "fstat", fstat)
+        if attempts == 1:
+            with pytest.raises(OSError, match="kept changing"):
+                aligner.read_whole(path, attempts)
+            return
+        data, state = aligner.read_whole(path, attempts)
+        assert data == b"after, and longer"
+        assert state == Stat.of(path.stat())
+
     @pytest.mark.parametrize("mischief", MISCHIEF, ids=lambda m: m.does.__name__.strip("<>"))
     def test_between_listing_and_reading(
         self, root: Path, ft: Callable, drawn: Path, monkeypatch: pytest.MonkeyPatch, mischief: Mischief

@@ -341,7 +341,7 @@ class TestStatus:
         monkeypatch.setattr("facetrain.pipeline.status.WALK_UP_TO", 10)
         (root / "raw" / "ann" / "1.jpg").unlink()
         state, detail = stages(root, ft)["align"]
-        assert state == "fresh"
+        assert state == "unchecked"
         assert "--scan looks for changed photographs" in detail
         assert stages(root, ft, "--scan")["align"][0] == "stale"
 

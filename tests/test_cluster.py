@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -366,6 +369,24 @@ def test_errors_come_back(
     folders = photographs / "raw", photographs / "aligned"
     with cluster.dask_pool(str(dask.file), *folders) as executor, pytest.raises(error, match=said):
         executor.submit(function, argument).result(timeout=30)
+
+
+def test_after_the_end_of_a_run_no_task_of_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may take a task that was sent before the command ended; the next run's crops are not its to write."""
+    for name, value in (("_fit", {"one", "two"}), ("_ended", set()), ("_in_hand", Counter())):
+        monkeypatch.setattr(cluster, name, value)
+    monkeypatch.setattr(distributed, "get_worker", lambda: None)
+    one, two = (cluster.Run(name, {}, tmp_path, None, tmp_path / "probe") for name in ("one", "two"))
+
+    def task(run: cluster.Run, name: str) -> object:
+        result, error = pickle.loads(cluster.work(run, pickle.dumps((os.mkdir, (tmp_path / name,), {}))))
+        return error or result
+
+    assert task(one, "before") is None
+    assert cluster.end_run("one") == 0
+    assert isinstance(task(one, "after"), concurrent.futures.CancelledError)
+    assert task(two, "of another run") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "of another run"]
 
 
 def test_the_module_is_light() -> None:

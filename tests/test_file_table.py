@@ -13,6 +13,7 @@ from blake3 import blake3
 from facetrain import file_table
 from facetrain.file_table import (
     LISTED,
+    MAX_DEPTH,
     RACY_NS,
     SCHEMA,
     FileTable,
@@ -38,6 +39,29 @@ def age(path: Path, seconds: float) -> None:
 
 def paths(of: Listing | FileTable) -> list[str]:
     return (of.files if isinstance(of, Listing) else of.table)["path"].to_pylist()
+
+
+def nested(root: Path, depth: int) -> None:
+    """d/d/d/…/1.jpg, made folder by folder."""
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("1.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def unnest(root: Path) -> None:
+    """Remove it again, as pytest's own clearing up would stumble over it: each folder is moved up and emptied."""
+    while (root / "d").is_dir():
+        (root / "d" / "1.jpg").unlink(missing_ok=True)
+        if (root / "d" / "d").is_dir():
+            (root / "d" / "d").rename(root / "next")
+        (root / "d").rmdir()
+        if (root / "next").is_dir():
+            (root / "next").rename(root / "d")
 
 
 def trusted(table: FileTable, tree: Path) -> list[bytes | None]:
@@ -131,6 +155,24 @@ class TestWalk:
         listing = walk(tmp_path)
         assert listing.problems == {"a": "Permission denied"}
         assert paths(listing) == ["b/1.jpg"]
+
+    @pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 3000])
+    def test_folders_in_folders(self, tmp_path: Path, depth: int) -> None:
+        """A photograph in the deepest, whose path no system call takes."""
+        root = tmp_path / "root"
+        write(root / "a" / "1.jpg")
+        nested(root, depth)
+        try:
+            listing = walk(root)
+            found = list(find_photographs(root))
+        finally:
+            unnest(root)
+        if depth <= MAX_DEPTH:
+            assert paths(listing) == found == ["a/1.jpg", "d/" * depth + "1.jpg"]
+            assert listing.problems == {}
+        else:
+            assert paths(listing) == found == ["a/1.jpg"]
+            assert listing.problems == {"/".join("d" * (MAX_DEPTH + 1)): "more than 100 folders deep"}
 
     def test_what_a_killed_command_left_is_told_apart(self, tmp_path: Path) -> None:
         write(tmp_path / "a" / f"{TEMP_PREFIX}123-abc")

@@ -1,4 +1,4 @@
-"""Parquet: files of pyarrow's, laid out plainly and as Hugging Face's datasets does; finding columns; damage."""
+"""Parquet: files of pyarrow's and of polars', laid out plainly and as Hugging Face does; finding columns; damage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +67,34 @@ def test_hugging_faces_layout_with_names_of_classes(tmp_path: Path) -> None:
     records = read(hugging_face(tmp_path / "train.parquet", IMAGES, NUMBERS, PEOPLE))
     assert good(records) == [(PEOPLE[n], data) for n, data in zip(NUMBERS, IMAGES, strict=True)]
     assert [item.name for item in records] == [f"{n:09d}" for n in range(12)]
+
+
+@pytest.mark.parametrize("labels", [NUMBERS, [PEOPLE[n] for n in NUMBERS]], ids=["numbers", "texts"])
+@pytest.mark.parametrize("layout", ["binary", "struct"])
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "uncompressed"])
+def test_files_of_polars(tmp_path: Path, labels: list[Any], layout: str, compression: Any) -> None:
+    """By its own writer in Rust, which shares no code with pyarrow's reader; several row groups."""
+    structs = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(IMAGES)]
+    kinds = {"binary": pl.Binary(), "struct": pl.Struct({"bytes": pl.Binary(), "path": pl.String()})}
+    images = pl.Series("image", IMAGES if layout == "binary" else structs, dtype=kinds[layout])
+    path = tmp_path / "a.parquet"
+    pl.DataFrame([images, pl.Series("label", labels)]).write_parquet(
+        path, compression=compression, row_group_size=5, use_pyarrow=False
+    )
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert "polars" in pq.ParquetFile(path).metadata.created_by.lower()
+    source = open_(path)
+    assert good(list(source.records())) == list(zip(labels, IMAGES, strict=True))
+    assert good(list(source.records((0, 7)))) == list(zip(labels, IMAGES, strict=True))[5:]
+
+
+def test_categories_and_gaps_of_polars(tmp_path: Path) -> None:
+    people = pl.Series("label", ["Ann", None, "Zoë", "Ann"], dtype=pl.Categorical)
+    images = pl.Series("image", [JPEG, JPEG, None, JPEG + b"2"], dtype=pl.Binary)
+    pl.DataFrame([images, people]).write_parquet(tmp_path / "a.parquet", use_pyarrow=False)
+    records = read(tmp_path / "a.parquet")
+    assert good(records) == [("Ann", JPEG), ("Ann", JPEG + b"2")]
+    assert reasons(records) == ["no label that could be used: None", "no bytes in the record"]
 
 
 @pytest.mark.parametrize("names", [["same", "same", "other"], ["", "b", "c"], []])

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from facetrain.datasets.importers import write_tree
 from facetrain.datasets.importers.image_type import image_suffix
 from facetrain.datasets.importers.names import file_name
 from facetrain.datasets.importers.recognise import open_source, recognise
-from facetrain.datasets.importers.record import At, Record
+from facetrain.datasets.importers.record import At, Record, class_name
 from facetrain.datasets.importers.write_tree import REJECTED, ImportReport, check_out, import_tree
 from facetrain.errors import FacetrainError, UserError
 from facetrain.files import PHOTOGRAPHS
@@ -158,6 +159,51 @@ def test_any_identity_becomes_a_folder_of_its_own_right_in_out(tmp_path: Path) -
     assert (report.photographs, report.people, report.rejected) == (len(EVIL), len(EVIL), 0)
     assert sorted(tree_of(out).values()) == sorted(JPEG + name.encode() for name in EVIL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_labels_that_look_alike_are_folders_of_their_own(tmp_path: Path) -> None:
+    """Read from a tar, where they are texts; and as the numbers and texts that other readers hand on."""
+    labels = ["007", "7", "id_0000007", "%69d_0000007", "id_7", "-7", "id_-000007", "07"]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, label in enumerate(labels):
+            for suffix, data in (("cls", label.encode()), ("jpg", JPEG + label.encode())):
+                info = tarfile.TarInfo(f"{number}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    import_tree(open_source([tmp_path / "a.tar"]), tmp_path / "out")
+    folders = {
+        path.read_bytes()[4:].decode(): path.parent.name for path in (tmp_path / "out").glob("*/*.jpg")
+    }
+    assert folders == {
+        "007": "007",
+        "7": "id_0000007",
+        "id_0000007": "%69d_0000007",
+        "%69d_0000007": "%2569d_0000007",
+        "id_7": "id_7",
+        "-7": "id_-000007",
+        "id_-000007": "%69d_-000007",
+        "07": "07",
+    }
+    mixed: list[Any] = [
+        7,
+        "7",
+        "id_0000007",
+        10**18,
+        f"id_{10**18}",
+        int(1e300),
+        f"id_{int(1e300)}",
+        "id_" + "7" * 5000,
+    ]
+    report = import_tree(Made(tmp_path / "source", [(label, JPEG) for label in mixed]), tmp_path / "mixed")
+    assert report.people == len(mixed)
+
+
+@given(st.integers(-(10**20), 10**20), st.from_regex(r"(%69d|id)_-?[0-9]{5,21}", fullmatch=True))
+def test_numbers_and_names_never_share_a_folder(number: int, name: str) -> None:
+    assert write_tree._folder(number) not in (
+        write_tree._folder(name),
+        write_tree._folder(class_name(number)),
+    )
 
 
 def test_whatever_is_no_photograph_is_listed_with_a_reason(tmp_path: Path) -> None:
@@ -347,6 +393,7 @@ def test_mistakes_of_the_source(tmp_path: Path) -> None:
     path = parquet(tmp_path / "both" / "b.parquet")
     cases: list[tuple[list[Path], dict[str, str], str]] = [
         ([tmp_path / "gone"], {}, "there is no"),
+        ([tmp_path / "gone.parquet"], {}, "there is no"),
         ([tmp_path / "text"], {}, "no format that we know"),
         ([tmp_path / "nothing"], {}, "nothing to import"),
         ([tmp_path / "both"], {}, "tars and Parquet"),

@@ -156,6 +156,13 @@ def test_memory_does_not_grow_with_the_tar(tmp_path: Path) -> None:
         ({"json": b'{"label": 1e300}'}, None, "folder"),
         ({"cls": b"--5"}, None, "--5"),
         ({"cls": b"7" * 5000}, None, "7" * 5000),
+        ({"cls": b"007"}, None, "007"),
+        ({"cls": b"+7"}, None, "+7"),
+        ({"cls": b"0"}, None, 0),
+        ({"cls": b"-0"}, None, "-0"),
+        ({"cls": b"-12"}, None, -12),
+        ({"cls": "٧".encode()}, None, "٧"),
+        ({"json": b'{"label": " Ann"}'}, None, " Ann"),
     ],
 )
 def test_where_the_identity_is(
@@ -167,6 +174,12 @@ def test_where_the_identity_is(
     ]
     for order in (files, files[::-1]):
         assert good(read(tar(tmp_path / "a.tar", order), label=label)) == [(identity, JPEG)]
+
+
+def test_folders_of_keys_that_end_in_a_dot_are_others(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("ann/1.jpg", JPEG), ("ann./1.jpg", JPEG), ("./1.jpg", JPEG)])
+    assert [identity for identity, _ in good(read(path))] == ["ann", "ann."]
+    assert reasons(read(path))[0].startswith("no label")
 
 
 def test_no_label_is_a_reason(tmp_path: Path) -> None:
@@ -196,7 +209,7 @@ def test_which_member_is_the_image(tmp_path: Path) -> None:
 
 # -- damage ----------------------------------------------------------------------------------------------------------
 
-MANY = [(f"p{i // 3}/{i}.jpg", JPEG + bytes([i]) * 700) for i in range(9)]
+MANY = [(f"p{i // 3}/{i}.jpg", JPEG + bytes([i + 1]) * 700) for i in range(9)]
 MEMBER_BYTES = 512 + 1024
 
 
@@ -210,6 +223,84 @@ def test_a_damaged_header_costs_one_file(tmp_path: Path) -> None:
     assert reasons(records) == [
         "3 blocks of the tar are no header of a file: damaged, what they held is lost"
     ]
+
+
+def pax_tar(path: Path, headers: dict[str, str]) -> Path:
+    """MANY, with a pax header in front of the fifth."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:
+        for i, (name, data) in enumerate(MANY):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.pax_headers = headers if i == 4 else {}
+            out.addfile(info, io.BytesIO(data))
+    return path
+
+
+OTHERS = [data for i, (_, data) in enumerate(MANY) if i != 4]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "0,damaged", "GNU.sparse.size": "704"},
+        {"GNU.sparse.map": "", "GNU.sparse.size": "704"},
+        {"GNU.sparse.map": "0,704", "GNU.sparse.size": "many"},
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.realsize": "1e3"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},  # and no map in front of the data
+        {"size": "-512"},
+        {"size": str(1 << 60)},
+        {"size": "7o4"},
+        {"size": "9" * 5000},
+    ],
+    ids=lambda headers: ",".join(headers) + " " + str(headers.get("size", ""))[:8],
+)
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_damaged_value_of_a_pax_header_costs_its_file(
+    tmp_path: Path, headers: dict[str, str], suffix: str
+) -> None:
+    path = pax_tar(tmp_path / "a.tar", headers)
+    if suffix == ".tar.gz":
+        content = path.read_bytes()
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(content))
+    records = read(path)
+    assert [data for _, data in good(records)] == OTHERS
+    assert "blocks of the tar are no header of a file" in reasons(records)[0]
+
+
+def test_any_damaged_byte_of_a_pax_header(tmp_path: Path) -> None:
+    """It costs its own file at most: or nothing, where it stood in what we do not use."""
+    for headers in (
+        {"GNU.sparse.map": "0,704", "GNU.sparse.size": "704"},
+        {"path": "pé/4.jpg"},
+    ):
+        path = pax_tar(tmp_path / "a.tar", headers)
+        content = path.read_bytes()
+        begin = 4 * MEMBER_BYTES + 512  # of the values, behind the pax header's own header
+        end = content.index(b"\0", begin)
+        assert 0 < end - begin < 100
+        for at in range(begin, end):
+            for value in (b"\0", b" ", b"x", b"0", b"9", b"\xff", b"-", b","):
+                path.write_bytes(content[:at] + value + content[at + 1 :])
+                records = read(path)
+                assert [data for _, data in good(records) if data in OTHERS] == OTHERS, (at, value)
+                assert len(good(records)) in (8, 9)
+
+
+def test_a_damaged_header_behind_a_long_name_costs_one_file(tmp_path: Path) -> None:
+    files = [(f"{'a-very-long-name' * 10}/{i}.jpg", data) for i, (_, data) in enumerate(MANY)]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[4 * (1024 + MEMBER_BYTES) + 1024 + 3] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    records = read(tmp_path / "a.tar")
+    assert [data for _, data in good(records)] == OTHERS
+    assert len(reasons(records)) == 1
 
 
 def test_every_way_to_cut_a_tar(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -89,6 +90,50 @@ def test_again_looks_at_what_is_new_or_changed(tmp_path: Path, crops: Path, ft: 
     by_path = {row["path"]: row for row in the_index(tmp_path).rows.to_pylist()}
     assert by_path["ann/1.jpg"]["status"] == "missing"
     assert by_path["ann/2.jpg"]["content"] == by_path["bob/1.jpg"]["content"]
+
+
+def test_verify_reads_everything(
+    tmp_path: Path, crops: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the table of known files says."""
+    from facetrain.file_table import SCHEMA, FileTable
+    from facetrain.preprocess import index_tree
+
+    ft(tmp_path, "index", crops, "--size", 112)
+    store = Workspace.find(tmp_path).dataset().folder
+    known = FileTable(store / "raw.files.arrow")
+    later = [row | {"hashed_ns": row["hashed_ns"] + 60 * 10**9} for row in known.table.to_pylist()]
+    known.table = pa.Table.from_pylist(later, schema=SCHEMA)
+    known.save()
+    read: list[Path] = []
+    real = index_tree.read_whole
+    monkeypatch.setattr(index_tree, "read_whole", lambda path: (read.append(path), real(path))[1])
+    ft(tmp_path, "index", crops, "--size", 112)
+    assert read == []
+    assert "nothing to do" in ft(tmp_path, "index", crops, "--size", 112, "--verify").stdout
+    assert len(read) == 30
+
+
+def test_a_damaged_index_is_noticed_by_verify(
+    tmp_path: Path, crops: Path, ft: Callable, wrong: Callable
+) -> None:
+    ft(tmp_path, "index", crops, "--size", 112)
+    path = Workspace.find(tmp_path).dataset().folder / "rows.arrow"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"bob/1.jpg")] ^= 1
+    path.write_bytes(data)
+    says = wrong(tmp_path, "index", crops, "--size", 112, "--verify")
+    assert (
+        "rows.arrow is damaged (other than when it was written): remove it and run the command again" in says
+    )
+    path.unlink()
+    ft(tmp_path, "index", crops, "--size", 112, "--verify")
+
+
+def test_a_damaged_imagespec(root: Path, tmp_path: Path, wrong: Callable) -> None:
+    shutil.copytree(root / "aligned", tmp_path / "there")
+    (tmp_path / "there" / SPEC_FILE).write_text('{"size_px":')
+    assert "an image spec is damaged" in wrong(tmp_path, "index", tmp_path / "there")
 
 
 def test_what_is_no_such_crop_is_a_row_with_a_reason(tmp_path: Path, crops: Path, ft: Callable) -> None:

@@ -22,6 +22,7 @@ from facetrain.preprocess import row_update
 from facetrain.preprocess.aligner import Outcome, Task
 from facetrain.preprocess.row_update import RowUpdate, Work
 from facetrain.tables import read_table
+from facetrain.workers import WorkerDied
 
 SPEC = ImageSpec(size_px=32)
 Tree = dict[str, int]  # path → version of what is in it
@@ -76,7 +77,7 @@ def update(
 ) -> tuple[list[str], int]:
     """One run; the crops that it makes are put into ``crops``. (paths looked at, photographs that disappeared)."""
     listing = listing_of(tree, problems)
-    one = RowUpdate(store, SPEC, {"spec": {}}, "it was aligned")
+    one = RowUpdate(store, SPEC, {"spec": {}}, "it", "was aligned")
     there = pa.table(
         {
             "path": pa.array(sorted(crops), pa.large_string()),
@@ -97,6 +98,7 @@ def update(
         crops.update({o.path: o.aligned_content for o in found if o.aligned_content is not None})
         return found
 
+    one.begin(listing)
     looked_at = one.look_at(listing, there, [], look, Work(1, lambda jobs: InProcess(), on_progress=progress))
     report = one.finish(listing, [], looked_at)
     return seen, report.disappeared
@@ -182,28 +184,55 @@ class TestWorkersThatDie:
     def run(self, store: Path, look: object, jobs: int = 2) -> dict[str, dict]:
         tree = dict.fromkeys(PATHS, 0)
         listing = listing_of(tree, {})
-        one = RowUpdate(store, SPEC, {"spec": {}}, "it was aligned")
+        one = RowUpdate(store, SPEC, {"spec": {}}, "it", "was aligned")
         counts: list[int] = []
+        one.begin(listing)
         looked_at = one.look_at(listing, None, [], look, Work(jobs, on_progress=counts.append))  # type: ignore[arg-type]
         assert sum(counts) == looked_at == len(PATHS)
         one.finish(listing, [], looked_at)
         return rows(store)
 
     def test_the_culprit_is_found(self, tmp_path: Path) -> None:
-        found = self.run(tmp_path, partial(deadly, "bob/2.jpg"))
+        found = self.run(tmp_path, partial(deadly, ("bob/2.jpg",)))
         bad = found.pop("bob/2.jpg")
         assert (bad["status"], bad["reason"]) == ("unreadable", "it crashes the process that looks at it")
         assert {row["status"] for row in found.values()} == {"aligned"}
+
+    def test_any_number_of_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Only deaths that nothing explains are counted, one after the other."""
+        monkeypatch.setattr(row_update, "MAX_DEATHS", 1)
+        monkeypatch.setattr(row_update, "BLOCK", 1)
+        bad = ("ann/1.jpg", "ann b/2.jpg", "bob/3.jpg")
+        found = self.run(tmp_path, partial(deadly, bad), jobs=1)
+        assert {path for path, row in found.items() if row["status"] == "unreadable"} == set(bad)
+
+    def test_a_machine_that_kills_every_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No photograph is to blame, so the run ends: with what it has in the journal."""
+        monkeypatch.setattr(row_update, "MAX_DEATHS", 0)
+        monkeypatch.setattr(row_update, "BLOCK", 1)
+        with pytest.raises(WorkerDied, match="run again to go on"):
+            self.run(tmp_path, partial(deadly_in_pools_of_two, os.getpid()), jobs=2)
 
     def test_a_worker_that_was_killed_once(self, tmp_path: Path) -> None:
         found = self.run(tmp_path, partial(deadly_once, tmp_path / "died", "ann/3.jpg"))
         assert {row["status"] for row in found.values()} == {"aligned"}
 
 
-def deadly(which: str, tasks: Sequence[Task]) -> list[Outcome]:
+def deadly(which: Sequence[str], tasks: Sequence[Task]) -> list[Outcome]:
     for task in tasks:
-        if task.path == which:
+        if task.path in which:
             os.kill(os.getpid(), signal.SIGKILL)
+    return [row_of(task.path, 0) for task in tasks]
+
+
+def deadly_in_pools_of_two(parent: int, tasks: Sequence[Task]) -> list[Outcome]:
+    """Dies wherever another worker is at work beside it, as where memory is short."""
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in workers]
+    if sum("spawn_main" in name for name in names) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     return [row_of(task.path, 0) for task in tasks]
 
 

@@ -124,6 +124,25 @@ class TestLookups:
         found = positions(column(of), column(within))
         assert found.tolist() == [within.index(v) if v in within else -1 for v in of]
 
+    @given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+    def test_positions_in_columns_that_are_nearly_equal(self, gone: set[int], new: set[int]) -> None:
+        of = [f"{i:03d}" for i in range(61) if i not in gone]
+        within = [f"{i:03d}" for i in range(61) if i not in new]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "MANY_ROWS", 0)
+            patch.setattr(tables.pc, "index_in", lambda *arguments, **options: pytest.fail("it hashed them"))
+            if of and within:
+                found = positions(column(of), column(within, chunk=7)).tolist()
+                assert found == [within.index(v) if v in within else -1 for v in of]
+
+    def test_positions_in_columns_that_are_not_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tables, "MANY_ROWS", 0)
+        monkeypatch.setattr(tables, "FEW_ROWS", 3)
+        of, within = [f"{i:03d}" for i in range(0, 60, 2)], [f"{i:03d}" for i in range(0, 60, 3)]
+        assert positions(column(of), column(within)).tolist() == [
+            within.index(v) if v in within else -1 for v in of
+        ]
+
     @given(st.lists(WORDS), st.lists(WORDS, unique=True))
     def test_find_sorted(self, values: list[str], within: list[str]) -> None:
         within = sorted(within)

@@ -47,6 +47,23 @@ def test_a_worker_that_dies_is_a_clear_error() -> None:
         list(unordered(pool, os._exit, [3], ahead=2))
 
 
+LIBRARY_THREADS = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+
+
+@pytest.mark.parametrize("in_parent", [None, "7"])
+def test_libraries_have_one_thread_in_a_worker(
+    monkeypatch: pytest.MonkeyPatch, in_parent: str | None
+) -> None:
+    for name in LIBRARY_THREADS:
+        if in_parent is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, in_parent)
+    with process_pool(1) as pool:
+        assert list(pool.map(os.getenv, LIBRARY_THREADS)) == ["1", "1", "1"]
+    assert [os.getenv(name) for name in LIBRARY_THREADS] == [in_parent] * 3, "the parent keeps its own"
+
+
 PARENT = """
 import os, signal, sys, time
 from facetrain.workers import process_pool

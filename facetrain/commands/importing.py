@@ -9,8 +9,7 @@ from shlex import quote
 import click
 
 from facetrain.commands.common import FOLDER, count
-
-FORMATS = ("auto", "recordio", "bin", "webdataset", "parquet")
+from facetrain.datasets.importers.recognise import FORMATS
 
 
 @click.command("import")
@@ -19,7 +18,7 @@ FORMATS = ("auto", "recordio", "bin", "webdataset", "parquet")
 @click.option(
     "--format",
     "source_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(["auto", *FORMATS]),
     default="auto",
     show_default=True,
     help="Of SOURCE. auto: by its name and its first bytes.",

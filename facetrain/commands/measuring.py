@@ -167,6 +167,7 @@ def status(ctx: click.Context, aligned: Path | None, scan: bool, as_json: bool) 
     click.echo(f"{found.dataset.raw} → {found.dataset.aligned}")
     colours = {
         "fresh": "green",
+        "unchecked": "cyan",
         "finished": "green",
         "stale": "yellow",
         "unfinished": "yellow",

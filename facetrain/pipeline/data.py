@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from facetrain.cluster import THREADS_TO_COME, count_threads, dask_pool
-from facetrain.datasets.cache import CacheReport, build_cache
+from facetrain.datasets.cache import CacheReport, build_cache, read_manifest
 from facetrain.errors import MissingStage, UserError
 from facetrain.index import Index, read_index
 from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders
@@ -22,10 +22,10 @@ from facetrain.preprocess.export_tree import export_tree as write_tree
 from facetrain.preprocess.index_tree import Declared, index_tree, spec_of
 from facetrain.preprocess.journal import JOURNAL
 from facetrain.preprocess.prune import prune as enough_photographs
-from facetrain.preprocess.row_update import Work
+from facetrain.preprocess.row_update import Pool, Work
 from facetrain.preprocess.split import split as assign
 from facetrain.progress import Progress
-from facetrain.tables import table_fingerprint
+from facetrain.tables import positions, table_fingerprint
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 
@@ -55,7 +55,7 @@ def align(
     with workspace.lock():
         dataset = _dataset_for(workspace, raw, aligned)
         with Progress("aligning", "photographs") as bar:
-            work = Work(jobs, pool, bar.begin, bar.advance)
+            work = _work(jobs, pool, bar)
             report = align_tree(raw, aligned, dataset.folder, settings, work, redo=redo, verify=verify)
         _record_rows(dataset, settings.to_dict(), report)
         workspace.make_current(dataset)
@@ -83,12 +83,25 @@ def index(
             )
         dataset = workspace.add_dataset(root, root)
         with Progress("indexing", "crops") as bar:
-            work = Work(jobs, None, bar.begin, bar.advance)
+            work = _work(jobs, None, bar)
             report = index_tree(root, dataset.folder, spec, work, redo=redo, verify=verify)
         _record_rows(dataset, {"spec": asdict(spec)}, report)
         if not keep_current:
             workspace.make_current(dataset)
         return report
+
+
+def _work(jobs: int, pool: Pool | None, bar: Progress) -> Work:
+    """Work that shows on the bar, and before it the reading of crops that may have changed."""
+    description, unit = bar.description, bar.unit
+    return Work(
+        jobs,
+        pool,
+        on_start=lambda total: bar.begin(total, description=description, unit=unit),
+        on_progress=bar.advance,
+        on_check_start=lambda total: bar.begin(total, description="checking", unit="crops"),
+        on_check=bar.advance,
+    )
 
 
 def _record_rows(dataset: Dataset, parameters: dict[str, Any], report: AlignReport) -> None:
@@ -221,6 +234,10 @@ def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: b
                 on_start=bar.begin,
                 on_progress=lambda crops, size: bar.advance(crops, f"{size / 1e6:,.0f} MB"),
             )
+        manifest = read_manifest(dataset.folder)
+        assert manifest is not None
+        cached = positions(index.rows["path"], manifest.table["path"]) >= 0
+        index.write_column("cached", pa.array(cached))
         counts = {
             "images": report.images,
             "undecodable": report.undecodable,
@@ -257,6 +274,6 @@ def align_some(
     folder = workspace.folder / "evaluate" / f"{raw.resolve().name[:40]}-{blake3(key.encode()).hexdigest(4)}"
     folder.mkdir(parents=True, exist_ok=True)
     with workspace.lock(), Progress("aligning", "photographs") as bar:
-        work = Work(jobs, None, bar.begin, bar.advance)
+        work = _work(jobs, None, bar)
         align_tree(raw, folder / "crops", folder, settings, work, only=only)
     return read_index(folder)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from facetrain.errors import MissingStage
@@ -24,7 +23,7 @@ WALK_UP_TO = 200_000  # photographs; beyond, RAW is compared with the index only
 
 @dataclass(frozen=True)
 class Line:
-    """A stage (or run): its state, one of fresh, stale, missing; and what there is to say."""
+    """A stage (or run): its state, one of fresh, unchecked, stale, missing; and what there is to say."""
 
     stage: str
     state: str
@@ -81,7 +80,7 @@ def _state_of_rows(dataset: Dataset, index: Index, stage: str, scan: bool) -> tu
             what = f": {again}" if folder == dataset.aligned != dataset.raw else ""
             return "stale", f"{folder} is gone{what}; {said}"
     if not scan and index.rows.num_rows > WALK_UP_TO:
-        return "fresh", f"{said} (as of {record.finished}; --scan looks for changed photographs)"
+        return "unchecked", f"{said} (as of {record.finished}; --scan looks for changed photographs)"
     changes = _raw_changes(dataset, index)
     return ("stale", f"{changes} since: {again}; {said}") if changes else ("fresh", said)
 
@@ -161,7 +160,7 @@ def _cache(dataset: Dataset, index: Index) -> Line:
             "cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}"
         )
     try:
-        lacking = _lacking(record, index, manifest.table["path"])
+        lacking = _lacking(record, index)
     except MissingStage as error:
         return Line("cache", "stale", str(error))
     shard_folder = dataset.workspace.folder / "cache"
@@ -173,11 +172,11 @@ def _cache(dataset: Dataset, index: Index) -> Line:
     return Line("cache", "fresh", size)
 
 
-def _lacking(record: StageRecord, index: Index, cached: pa.ChunkedArray) -> int:
+def _lacking(record: StageRecord, index: Index) -> int:
     """How many kept photographs are not in the cache."""
     if record.inputs["kept"] == (table_fingerprint(index.folder / "kept.arrow") or ""):
         return record.counts["absent"]  # made from just these
-    return int((positions(index.rows["path"].filter(pa.array(index.kept)), cached) < 0).sum())
+    return int(np.count_nonzero(index.kept & ~index.cached))
 
 
 def _run_or_damaged(folder: Path) -> Line:

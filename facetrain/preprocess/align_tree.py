@@ -57,7 +57,8 @@ def align_tree(
         store,
         settings.spec,
         settings.to_dict(),
-        f"{aligned} was aligned",
+        str(aligned),
+        "was aligned",
         redo=redo,
         verify=verify,
         only=only,
@@ -65,18 +66,22 @@ def align_tree(
     crop_files = FileTable(store / "crops.files.arrow")
     if verify:
         crop_files.distrust()
-    _refresh(crop_files, aligned)
+    _refresh(crop_files, aligned, work)
     refused = [*without_identity(listing), *_clashing(listing, aligned, settings.spec.format)]
     if redo:
         (aligned / SPEC_FILE).unlink(missing_ok=True)  # until all crops are of one kind again
-    for path in (*listing.problems, *(row.path for row in refused)):
-        _remove_file(aligned / crop_path(path, settings.spec.format))  # an older state's must not outlive it
+    update.begin(listing)
+    for row in update.rows_of([*listing.problems, *(row.path for row in refused)]):
+        if (
+            row is not None and row["aligned"] is not None
+        ):  # it is a photograph's no more, and may be in the way
+            _remove_file(aligned / row["aligned"])
     look = partial(align_block, raw, aligned, settings)
     looked_at = update.look_at(listing, crop_files.table, [row.path for row in refused], look, work)
 
+    if redo:  # before the journal goes: a run that is killed in between is then a redo still
+        _remove_other_crops(aligned, crop_files.table["path"], update.rows, listing)
     report = update.finish(listing, refused, looked_at)
-    if redo:
-        _remove_other_crops(aligned, crop_files.table["path"], update.rows)
     write_if_changed(aligned / SPEC_FILE, (settings.spec.to_json() + "\n").encode())
     crop_files.save()
     return AlignReport(report, dict(listing.others), alike_names(update.rows), time.monotonic() - started)
@@ -136,12 +141,12 @@ def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
     return listing
 
 
-def _refresh(crop_files: FileTable, aligned: Path) -> None:
+def _refresh(crop_files: FileTable, aligned: Path, work: Work) -> None:
     """Find out which crops are there, and what is in them."""
     listing = walk(aligned)
     for leftover in listing.temporary:
         (aligned / leftover).unlink(missing_ok=True)
-    crop_files.refresh(aligned, listing.files)
+    crop_files.refresh(aligned, listing.files, work.on_check_start, work.on_check)
 
 
 def _remove_file(path: Path) -> None:
@@ -149,11 +154,11 @@ def _remove_file(path: Path) -> None:
         path.unlink()
 
 
-def _remove_other_crops(aligned: Path, crops: pa.ChunkedArray, rows: pa.Table) -> None:
+def _remove_other_crops(aligned: Path, crops: pa.ChunkedArray, rows: pa.Table, listing: Listing) -> None:
     """Remove the crops that these photographs had with other settings."""
     current = pc.is_in(crops, value_set=rows["aligned"])
     leftover = set(crops.filter(pc.invert(current)).to_pylist())
-    for chunk in rows["path"].chunks if leftover else ():
+    for chunk in [*rows["path"].chunks, *listing.files["path"].chunks] if leftover else ():
         for path in chunk.to_pylist():
             for crop in {crop_path(path, image_format) for image_format in FORMATS} & leftover:
                 _remove_file(aligned / crop)

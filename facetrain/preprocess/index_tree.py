@@ -41,8 +41,9 @@ def index_tree(
     check_photographs(root)
     listing = walk(root)
     settings = {"spec": asdict(spec), "made": "elsewhere"}
-    update = RowUpdate(store, spec, settings, f"{root} was indexed", redo=redo, verify=verify)
+    update = RowUpdate(store, spec, settings, str(root), "was indexed", redo=redo, verify=verify)
     refused = list(without_identity(listing))
+    update.begin(listing)
     look = partial(index_block, root, spec.size_px)
     looked_at = update.look_at(listing, None, [row.path for row in refused], look, work)
     report = update.finish(listing, refused, looked_at)

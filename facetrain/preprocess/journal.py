@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from facetrain.index import ROWS
 from facetrain.preprocess.aligner import Outcome
+from facetrain.tables import CHUNK_ROWS
 
 JOURNAL = "journal.bin"
 
@@ -46,47 +47,51 @@ def found_batch(outcomes: Sequence[Outcome], hashed_ns: int = 0) -> pa.RecordBat
 
 
 class Journal:
-    """Append-only; read back by `replay`. ``redo`` marks the part of a run that makes all crops again."""
+    """Append-only; `parts` reads it back. ``redo`` marks the part of a run that makes all crops again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: BinaryIO | None = None
 
+    def headers(self) -> list[dict[str, Any]]:
+        """Of the runs that it holds: their settings, and whether they were redos."""
+        return [header for kind, payload in self._frames() if kind == b"H" and (header := _header(payload))]
+
     def parts(self) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-        """(header, rows as FOUND) of each earlier run; of runs of other versions with other columns, nothing."""
+        """(header, rows as FOUND) of each run; of runs of other versions, which had other columns, nothing."""
         header: dict[str, Any] | None = None
-        batches: list[pa.RecordBatch] = []
-        for kind, payload, _ in self._whole_frames():
+        rows = Rows()
+        for kind, payload in self._frames():
             if kind == b"H":
                 if header is not None:
-                    yield header, pa.Table.from_batches(batches, FOUND)
-                batches = []
-                header = json.loads(payload)
-                if header["columns"] != _columns():
-                    header = None
+                    yield header, rows.table()
+                header, rows = _header(payload), Rows()
             elif header is not None:
-                batches.append(pa.ipc.read_record_batch(pa.py_buffer(payload), FOUND))
+                rows.add(pa.ipc.read_record_batch(pa.py_buffer(payload), FOUND))
         if header is not None:
-            yield header, pa.Table.from_batches(batches, FOUND)
+            yield header, rows.table()
 
-    def _whole_frames(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """(kind, payload, where the next one begins), up to the first that is torn or damaged."""
+    def _frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """(kind, payload) up to the first that is torn or damaged; `_end` is then where that begins."""
+        self._end = 0
         if not self.path.is_file():
             return
+        size = self.path.stat().st_size
         with open(self.path, "rb") as handle:
             while len(head := handle.read(_FRAME.size)) == _FRAME.size:
                 kind, length, digest = _FRAME.unpack(head)
-                if length > self.path.stat().st_size:
+                if length > size:
                     return
                 payload = handle.read(length)
                 if blake3(kind + payload).digest(16) != digest:
                     return
-                yield kind, payload, handle.tell()
+                self._end = handle.tell()
+                yield kind, payload
 
     def begin(self, settings: dict[str, Any], redo: bool) -> None:
-        """Begin this run's part, behind the whole frames that are there."""
+        """Begin this run's part, behind the whole frames that `parts` has read."""
         self._handle = open(self.path, "ab")  # noqa: SIM115  (closed by `close`)
-        self._handle.truncate(max((end for _, _, end in self._whole_frames()), default=0))
+        self._handle.truncate(self._end)
         header = {"settings": settings, "redo": redo, "columns": _columns()}
         self._write(b"H", json.dumps(header).encode())
 
@@ -107,6 +112,36 @@ class Journal:
         """The work is done, and in the index."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+class Rows:
+    """Gathers batches of FOUND; in large chunks, since a table of a hundred thousand small ones is slow to work with."""
+
+    def __init__(self) -> None:
+        self._chunks = [FOUND.empty_table()]
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self._rows += len(batch)
+        if self._rows >= CHUNK_ROWS:
+            self._close_chunk()
+
+    def table(self) -> pa.Table:
+        """All of them, in the order in which they came."""
+        self._close_chunk()
+        return pa.concat_tables(self._chunks)
+
+    def _close_chunk(self) -> None:
+        if self._batches:
+            self._chunks.append(pa.Table.from_batches(self._batches).combine_chunks())
+            self._batches, self._rows = [], 0
+
+
+def _header(payload: bytes) -> dict[str, Any] | None:
+    header: dict[str, Any] = json.loads(payload)
+    return header if header["columns"] == _columns() else None
 
 
 def _columns() -> str:

@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ from facetrain.files import write_csv
 from facetrain.image_spec import ImageSpec
 from facetrain.index import ALIGNED, ROWS, count_statuses
 from facetrain.preprocess.aligner import Outcome, Task
-from facetrain.preprocess.journal import FOUND, JOURNAL, Journal, found_batch
+from facetrain.preprocess.journal import JOURNAL, Journal, Rows, found_batch
 from facetrain.tables import (
-    CHUNK_ROWS,
+    damaged,
     find_sorted,
+    is_intact,
     positions,
     put_rows,
     read_table,
@@ -44,7 +44,10 @@ from facetrain.tables import (
 from facetrain.workers import WorkerDied, process_pool, unordered
 
 BLOCK = 32  # photographs per task: enough to make the models' cache misses rare, few enough to spread evenly
-MAX_DEATHS = 20  # of workers: then it is the machine, not a photograph
+MAX_DEATHS = (
+    20  # of workers, one after the other, for which no photograph is to blame: then it is the machine
+)
+CRASHES = "it crashes the process that looks at it"
 MAX_WORKERS = max(8, 4 * (os.cpu_count() or 1))  # more only wait for each other
 
 Pool = Callable[[int], AbstractContextManager[Executor]]
@@ -59,6 +62,10 @@ class Work:
     pool: Pool | None = None
     on_start: Callable[[int], None] = lambda total: None
     on_progress: Callable[[int], None] = lambda count: None
+    on_check_start: Callable[[int], None] = lambda total: (
+        None
+    )  # before that, crops are read whose state is new
+    on_check: Callable[[int], None] = lambda count: None
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class UpdateReport:
 
 
 class RowUpdate:
-    """One run over one index: `look_at` what is new or changed, then `finish`.
+    """One run over one index: `begin`, `look_at` what is new or changed, `finish`.
 
     ``settings`` decide what a row holds, so they must be those of the rows that are there (or ``redo`` drops these).
     ``verify``: every photograph is read and hashed, whatever its state says.
@@ -85,34 +92,39 @@ class RowUpdate:
         store: Path,
         spec: ImageSpec,
         settings: dict[str, Any],
-        where: str,  # "aligned/ was aligned", for messages
+        what: str,
+        done: str,  # "aligned/", "was aligned": for messages
         *,
         redo: bool = False,
         verify: bool = False,
         only: Collection[str] | None = None,
     ) -> None:
         self.store, self.spec, self.settings, self.redo, self.only = store, spec, settings, redo, only
-        self.interrupted = f"the interrupted run was {where.rpartition(' ')[2]}"
         self.journal = Journal(store / JOURNAL)
         self.raw_files = FileTable(store / "raw.files.arrow")
         if verify:
             self.raw_files.distrust()
         path = store / "rows.arrow"
         self.rows = self.rows_before = read_table(path) if path.is_file() else ROWS.empty_table()
+        if verify and path.is_file() and not is_intact(path):
+            raise damaged(path, "other than when it was written")
         if path.is_file() and not redo:
             there = json.loads(self.rows.schema.metadata[b"settings"])
-            _require_same_settings(there, settings, where)
-        self._earlier = list(self._journalled())
+            _require_same_settings(there, settings, f"{what} {done}")
+        for header in [] if redo else self.journal.headers():
+            _require_same_settings(header["settings"], settings, f"the interrupted run {done}")
 
-    def _journalled(self) -> Iterator[pa.Table]:
-        """What earlier, unfinished runs found. A redo goes on with an earlier redo of the same settings only."""
+    def begin(self, listing: Listing) -> None:
+        """Go on from the rows that are there, and from what earlier, unfinished runs found.
+
+        A redo drops the rows, and goes on with an earlier redo of the same settings only.
+        """
+        if self.redo:
+            there = positions(self.rows["path"], listing.files["path"]) >= 0
+            self.rows = _without_faces(self.rows.filter(pa.array(~there)))
         for header, found in self.journal.parts():
-            if self.redo:
-                if not (header["redo"] and _flat(header["settings"]) == _flat(self.settings)):
-                    continue
-            else:
-                _require_same_settings(header["settings"], self.settings, self.interrupted)
-            yield found
+            if not self.redo or (header["redo"] and _flat(header["settings"]) == _flat(self.settings)):
+                self._take_in(found)
 
     def look_at(
         self, listing: Listing, crops: pa.Table | None, refused: Collection[str], look: Look, work: Work
@@ -122,29 +134,21 @@ class RowUpdate:
         crops: path and content of the crops that are there; None when the photographs themselves are the crops.
         refused: photographs that must not be looked at.
         """
-        if self.redo:
-            there = positions(self.rows["path"], listing.files["path"]) >= 0
-            self.rows = _without_faces(self.rows.filter(pa.array(~there)))
-        for found in self._earlier:
-            self._take_in(found)
         tasks = self._tasks(listing, crops, refused)
         work.on_start(tasks.num_rows)
-        parts: list[pa.Table] = []
-        pending: list[pa.RecordBatch] = []
+        rows = Rows()
         now_ns = file_system_now_ns(self.store)
         self.journal.begin(self.settings, self.redo)
         try:
             for block in _in_workers(look, tasks, work):
                 _fill_in_sizes(block, listing)
-                pending.append(found_batch(block, now_ns))
-                self.journal.append(pending[-1])
-                if len(pending) * BLOCK >= CHUNK_ROWS:
-                    parts.append(pa.Table.from_batches(pending).combine_chunks())
-                    pending = []
+                batch = found_batch(block, now_ns)
+                self.journal.append(batch)
+                rows.add(batch)
                 work.on_progress(len(block))
         finally:
             self.journal.close()
-        found = pa.concat_tables([*parts, pa.Table.from_batches(pending, FOUND).combine_chunks()])
+        found = rows.table()
         self._take_in(found)
         return found.num_rows - (pc.sum(found["unchanged"]).as_py() or 0)
 
@@ -262,7 +266,8 @@ def _in_workers(look: Look, tasks: pa.Table, work: Work) -> Iterator[list[Outcom
         for start in range(0, tasks.num_rows, block)
     )
     workers = min(work.jobs, -(-tasks.num_rows // block), MAX_WORKERS)
-    for deaths in count(1):
+    unexplained = 0
+    while True:
         try:
             with (work.pool or process_pool)(workers) as executor:
                 try:
@@ -273,10 +278,14 @@ def _in_workers(look: Look, tasks: pa.Table, work: Work) -> Iterator[list[Outcom
                     raise
             return
         except WorkerDied as death:
-            if not death.unfinished or deaths > MAX_DEATHS:
+            unexplained += 1
+            if not death.unfinished or unexplained > MAX_DEATHS:
                 raise
             for unfinished in death.unfinished:
-                yield from _one_at_a_time(look, unfinished)
+                for outcomes in _one_at_a_time(look, unfinished):
+                    if any(outcome.reason == CRASHES for outcome in outcomes):
+                        unexplained = 0
+                    yield outcomes
 
 
 def _one_at_a_time(look: Look, block: list[Task]) -> Iterator[list[Outcome]]:
@@ -286,7 +295,7 @@ def _one_at_a_time(look: Look, block: list[Task]) -> Iterator[list[Outcome]]:
             yield executor.submit(look, block).result()
     except BrokenProcessPool:
         if len(block) == 1:
-            yield [Outcome(block[0].path, "unreadable", "it crashes the process that looks at it")]
+            yield [Outcome(block[0].path, "unreadable", CRASHES)]
         else:
             half = len(block) // 2
             yield from _one_at_a_time(look, block[:half])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facetrain.datasets.importers.record import MAX_RECORD_BYTES, At, Record, number_name, whole_number
+from facetrain.datasets.importers.file_by_file import FileByFile, check_files, files_in
+from facetrain.datasets.importers.record import MAX_RECORD_BYTES, At, Record, whole_number
 from facetrain.errors import UserError
 
 SUFFIXES = (".parquet", ".pq")
@@ -21,32 +21,20 @@ ROWS_AT_A_TIME = 64
 BUFFER_BYTES = 1 << 20  # column chunks are read piece by piece: a row group may be larger than the memory
 
 
-@dataclass
-class Parquet:
-    """Files with the same columns ``image`` and ``label``, in the order given."""
+class Parquet(FileByFile):
+    """Files with the same columns ``image`` and ``label``, in the order given.
 
-    files: list[Path]
-    image: str
-    label: str
-    in_struct: bool  # Hugging Face's {bytes, path}
-    class_names: list[str] | None  # of the labels, where they are numbers that have names
-    format: str = "parquet"
+    ``in_struct``: images are Hugging Face's {bytes, path}. ``class_names``: of labels that are numbers with names.
+    """
 
-    def __post_init__(self) -> None:
-        self.options: dict[str, Any] = {"image": self.image, "label": self.label}
-        self._done = 0
-        self._ends = [0]
-        for file in self.files:
-            self._ends.append(self._ends[-1] + file.stat().st_size)
+    format = "parquet"
 
-    def position_bytes(self) -> int:
-        return self._done
-
-    def records(self, start: At = (0, 0)) -> Iterator[Record]:
-        for number in range(start[0], len(self.files)):
-            first = start[1] if number == start[0] else 0
-            yield from self._file(number, first)
-            self._done = self._ends[number + 1]
+    def __init__(
+        self, files: list[Path], image: str, label: str, in_struct: bool, class_names: list[str] | None
+    ) -> None:
+        super().__init__(files, {"image": image, "label": label})
+        self.image, self.label = image, label
+        self.in_struct, self.class_names = in_struct, class_names
 
     def _file(self, number: int, first: int) -> Iterator[Record]:
         size = self._ends[number + 1] - self._ends[number]
@@ -89,7 +77,7 @@ class Parquet:
             yield list(zip(images.to_pylist(), batch.column(self.label).to_pylist(), strict=True))
 
     def _record(self, at: At, image: bytes | None, label: Any) -> Record:
-        name = number_name(at, len(self.files))
+        name = self._name(at)
         identity = self._identity(label)
         if identity is None:
             return Record(at, None, name, None, f"no label that could be used: {label!r}")
@@ -109,25 +97,13 @@ class Parquet:
             return self.class_names[label] if 0 <= label < len(self.class_names) else None
         return label if label != "" else None
 
-    def _rejected(self, at: At, why: str) -> Record:
-        return Record(at, None, number_name(at, len(self.files)), None, why)
-
 
 def open_parquet(paths: list[Path], *, image: str | None, label: str | None) -> Parquet:
     """Open Parquet files, or folders of them; find the columns where they are not named. Raises UserError."""
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
-            if not inside:
-                raise UserError(f"no .parquet in {path}: name a file, or the folder that holds the files")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"there is no {path}: name a .parquet file, or a folder of them")
-    if len(set(files)) < len(files):
-        raise UserError("a .parquet file is named twice: name each once")
+        files += files_in(path, SUFFIXES) if path.is_dir() else [path]
+    check_files(files)
     schema = _first_schema(files)
     features = _features(schema)
     image = _column(schema, image, "image", _images(schema, features), IMAGE_NAMES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 MAX_RECORD_BYTES = 1 << 28  # 256 MB; what is larger is no photograph, and must not fill the memory
+
+_DIGITS = re.compile("-?[0-9]{6,309}")  # the largest float has that many
 
 At = tuple[int, int]  # number of the file, and of the record in it, both from 0
 
@@ -54,6 +57,12 @@ def number_name(at: At, files: int) -> str:
 def class_name(label: int) -> str:
     """The folder of a class that has a number only: `id_0000123`."""
     return f"id_{label:07d}"
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class with a number has this folder."""
+    digits = name.removeprefix("id_")
+    return bool(_DIGITS.fullmatch(digits)) and name == class_name(int(digits))
 
 
 def whole_number(label: float) -> int | None:

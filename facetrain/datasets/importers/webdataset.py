@@ -12,13 +12,13 @@ import json
 import re
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from facetrain.datasets.importers.record import MAX_RECORD_BYTES, At, Record, number_name
+from facetrain.datasets.importers.file_by_file import FileByFile, check_files, files_in
+from facetrain.datasets.importers.record import MAX_RECORD_BYTES, At, Record
 from facetrain.errors import UserError
 from facetrain.files import PHOTOGRAPHS
 
@@ -36,7 +36,10 @@ LABEL_KEYS = (
     "name",
 )
 MAX_LABEL_BYTES = 1 << 20  # of a .cls, .txt or .json
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+MAX_MEMBER_BYTES = (
+    1 << 36
+)  # of any file in a tar; what claims to be larger is damaged, and takes long to pass over
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as Python writes it: `007` and `7` are two labels
 MAX_NAME_CHARACTERS = 100  # a .txt with more, or of several lines, is a caption and no name
 
 
@@ -71,61 +74,61 @@ class _Header(tarfile.TarInfo):
         assert isinstance(tar, _Tar)
         try:
             header: _Header = super().fromtarfile(tar)
+            to_skip = (
+                tar.offset - tar.fileobj.tell()
+            )  # by the header's size, which a pax header may have changed
+            if not 0 <= to_skip <= MAX_MEMBER_BYTES:
+                raise ValueError(f"a file of {to_skip} bytes")
+            int(header.pax_headers.get("size", 0))  # where it is no number, tarfile takes 0 for it
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             tar.has_end = True
             raise
-        except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.InvalidHeaderError):  # type: ignore[attr-defined]
-                tar.bad_blocks += 1
-            raise
+        except tarfile.SubsequentHeaderError as error:  # type: ignore[attr-defined]
+            # A damaged header behind one of a long name or a pax header: the search goes on, as it does without.
+            raise tarfile.InvalidHeaderError(str(error)) from None  # type: ignore[attr-defined]
+        except (tarfile.InvalidHeaderError, ValueError) as error:  # type: ignore[attr-defined]
+            # ValueError: pax headers have no checksum, and tarfile takes what stands in them for numbers.
+            tar.bad_blocks += 1
+            raise tarfile.InvalidHeaderError(str(error)) from None  # type: ignore[attr-defined]
         tar.has_end = False
         return header
 
 
 class _Tar(tarfile.TarFile):
     tarinfo = _Header
+    fileobj: IO[bytes]
+    offset: int
     members: list[tarfile.TarInfo]
     bad_blocks = 0
     has_end = False
 
 
-@dataclass
-class WebDataset:
-    """Shards, in the order given. ``label`` names the member or the key of the .json that says who it is."""
+class WebDataset(FileByFile):
+    """Shards, in the order given.
 
-    shards: list[Path]
-    label: str | None = None
-    image: str | None = None  # the extension of the image, where samples have several
-    format: str = "webdataset"
+    ``label`` names the member or the key of the .json that says who it is; ``image`` the extension of the image, where
+    samples have several.
+    """
 
-    def __post_init__(self) -> None:
-        self.files = self.shards
-        self.options: dict[str, Any] = {"label": self.label, "image": self.image}
-        self._done = 0
-        self._ends = [0]
-        for shard in self.shards:
-            self._ends.append(self._ends[-1] + shard.stat().st_size)
+    format = "webdataset"
 
-    def position_bytes(self) -> int:
-        return self._done
+    def __init__(self, shards: list[Path], label: str | None, image: str | None) -> None:
+        super().__init__(shards, {"label": label, "image": image})
+        self.label, self.image = label, image
 
-    def records(self, start: At = (0, 0)) -> Iterator[Record]:
-        for number in range(start[0], len(self.shards)):
-            yield from self._shard(number)
-            self._done = self._ends[number + 1]
-
-    def _shard(self, number: int) -> Iterator[Record]:
-        with open(self.shards[number], "rb") as file:
+    def _file(self, number: int, first: int) -> Iterator[Record]:
+        """All records: where in a tar one begins is not known before all in front of it have been read."""
+        with open(self.files[number], "rb") as file:
             for count, item in enumerate(samples(file)):
                 at = (number, count)
                 self._done = self._ends[number] + file.tell()
                 if isinstance(item, str):
-                    yield Record(at, None, number_name(at, len(self.shards)), None, item)
+                    yield self._rejected(at, item)
                 else:
                     yield self._record(at, item)
 
     def _record(self, at: At, sample: Sample) -> Record:
-        name = f"{number_name(at, len(self.shards))}-{sample.key.rpartition('/')[2]}"
+        name = f"{self._name(at)}-{sample.key.rpartition('/')[2]}"
         images = sample.images()
         if self.image is not None:
             images = [extension for extension in images if extension == self.image]
@@ -154,7 +157,8 @@ class WebDataset:
         text = sample.members.get("txt", b"").decode(errors="surrogateescape").strip()
         if text and len(text) <= MAX_NAME_CHARACTERS and len(text.splitlines()) == 1:
             return text
-        return sample.key.rpartition("/")[0].rpartition("/")[2].strip(".") or None
+        folder = sample.key.rpartition("/")[0].rpartition("/")[2]
+        return folder if folder.strip(".") else None
 
     def _no_label(self, sample: Sample) -> str:
         there = ", ".join(sample.members)
@@ -227,7 +231,7 @@ def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: Sample, extensio
     assert content is not None
     try:
         data = content.read()
-    except (tarfile.ReadError, EOFError, zlib.error, gzip.BadGzipFile):
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
         data = b""
     if len(data) < member.size:
         sample.faults[extension] = "the tar ends within this file"
@@ -253,7 +257,7 @@ def _from_json(data: bytes, keys: tuple[str, ...]) -> str | int | None:
     for key in keys:
         value = values.get(key)
         if isinstance(value, str) and value.strip():
-            return value.strip()
+            return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
@@ -289,23 +293,12 @@ def open_webdataset(paths: list[Path], *, label: str | None, image: str | None) 
     shards: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [
-                file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES) and file.is_file()
-            ]
-            if not inside:
-                raise UserError(f"no .tar in {path}: name a tar, or the folder that holds the tars")
-            shards += inside
+            shards += files_in(path, SUFFIXES)
         elif path.exists():
             shards.append(path)
         else:
             shards += map(Path, expand_braces(str(path)))
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1:,} more that are named)" if len(missing) > 1 else ""
-        raise UserError(f"there is no {missing[0]}{more}: name shards that are there")
-    if len(set(shards)) < len(shards):
-        twice = next(shard for shard, times in Counter(shards).items() if times > 1)
-        raise UserError(f"{twice} is named twice: name each shard once")
+    check_files(shards)
     if image is not None and not is_image(image):
         raise UserError(
             f"--image {image}: for WebDataset, name the suffix of the image in a sample, such as jpg"

@@ -27,7 +27,7 @@ from blake3 import blake3
 
 from facetrain.datasets.importers.image_type import image_suffix
 from facetrain.datasets.importers.names import MAX_BYTES, file_name
-from facetrain.datasets.importers.record import At, Record, Source, class_name
+from facetrain.datasets.importers.record import At, Record, Source, class_name, is_class_name
 from facetrain.errors import FacetrainError, Locked, UserError
 from facetrain.files import TEMP_PREFIX, csv_line, temp_path, write_json
 from facetrain.workspace import locked
@@ -247,7 +247,12 @@ class _Run:
 
 
 def _folder(identity: str | int) -> str:
-    return class_name(identity) if isinstance(identity, int) else file_name(identity)
+    """A folder of its own for each identity; the name `id_0000007` makes room for the number 7."""
+    if isinstance(identity, int):
+        return file_name(class_name(identity))
+    if is_class_name(identity):
+        return "%69" + file_name(identity, room=MAX_BYTES - 2).removeprefix("i")
+    return file_name(identity)
 
 
 def _holds(path: Path, data: bytes) -> bool:
