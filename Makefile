@@ -21,7 +21,7 @@ $(STAMP): setup.cfg constraints.txt
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[test,lint]'
 	touch $(STAMP)
 
-demo: setup      ## the whole pipeline on synthetic faces, under five minutes
+demo: setup      ## the whole pipeline on synthetic faces, in a few minutes
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 test: setup      ## all tests

@@ -136,7 +136,7 @@ def update_rows(root: Path, changed: int) -> tuple[float, float]:
         files = files.set_column(2, "mtime_ns", pa.array(times))
     started = time.perf_counter()
     settings = AlignSettings()
-    update = RowUpdate(store, settings.spec, settings.to_dict(), "it was aligned")
+    update = RowUpdate(store, settings.spec, settings.to_dict(), "it", "was aligned")
     update.begin(Listing(files))
     looked_at = update.look_at(Listing(files), crops, [], _no_face, Work())
     update.finish(Listing(files), [], looked_at)

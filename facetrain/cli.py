@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from facetrain import __version__
 from facetrain.commands import data, importing, measuring, training
 from facetrain.commands.common import FOLDER, fail
 from facetrain.errors import FacetrainError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Group(click.Group):
@@ -36,9 +39,11 @@ class Group(click.Group):
         except BrokenPipeError:
             os._exit(141)  # the reader of our output has gone
         except OSError as error:
-            if error.errno is None or error.filename is None:
+            if error.errno is None:
                 raise
-            fail(f"{error.filename}: {error.strerror}", 1)
+            where = f"{error.filename}: " if error.filename is not None else ""
+            again = ": make room, and run the same command again to go on" if error.errno in FULL else ""
+            fail(f"{where}{os.strerror(error.errno)}{again}", 1)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import importlib
 import json
+import logging
 import pickle
 import socket
 import sys
@@ -179,7 +180,7 @@ class DaskExecutor(concurrent.futures.Executor):
         end, said = time.monotonic() + WAIT_S, False
         while in_hand := sum(self._client.run(end_run, self.run.id, on_error="ignore").values()):
             if not said:
-                _say(f"waiting for {in_hand} tasks in hand")
+                _say(f"waiting for {in_hand} task{'s' * (in_hand != 1)} in hand")
                 said = True
             if time.monotonic() > end:
                 return
@@ -222,8 +223,11 @@ def _connected(address: str) -> Iterator[Client]:
     except ImportError:
         raise UserError("--scheduler needs Dask: pip install 'facetrain[cluster]'") from None
     contact = _contact(address)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in a line of ours
     try:
-        get_address_host_port(contact)  # a client with a bad address takes long to go again
+        host, port = get_address_host_port(contact)  # a client with a bad address takes long to go again
+        if contact.startswith("tcp://"):
+            _greeted(host, port)
         client = Client(contact, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
@@ -232,6 +236,13 @@ def _connected(address: str) -> Iterator[Client]:
         ) from None
     with client:
         yield client
+
+
+def _greeted(host: str, port: int) -> None:
+    """A scheduler speaks first; a client would wait for anything else that listens there for ever."""
+    with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as connection:
+        if not connection.recv(1):
+            raise OSError("what listens there is no Dask scheduler")
 
 
 def _contact(address: str) -> str:

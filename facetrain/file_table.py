@@ -13,6 +13,7 @@ import stat as stat_modes
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from blake3 import blake3
 
+from facetrain.errors import UserError
 from facetrain.files import PHOTOGRAPHS, TEMP_PREFIX, temp_path
 from facetrain.tables import CHUNK_ROWS, CONTENT, positions, put_rows, read_table, take, write_table
 
@@ -59,7 +61,12 @@ class Stat:
 
     @classmethod
     def of(cls, found: os.stat_result) -> Stat:
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        return cls(found.st_size, _int64(found.st_mtime_ns), _int64(found.st_ctime_ns), found.st_ino)
+
+
+def _int64(time_ns: int) -> int:
+    """A time as far as it goes into the table: there are disks that hold dates beyond the year 2262."""
+    return max(-(2**63), min(time_ns, 2**63 - 1))
 
 
 @dataclass
@@ -117,8 +124,8 @@ class _Rows:
         self.paths.append(path)
         size_bytes, mtime_ns, ctime_ns, inode = self.state
         size_bytes.append(found.st_size)
-        mtime_ns.append(found.st_mtime_ns)
-        ctime_ns.append(found.st_ctime_ns)
+        mtime_ns.append(_int64(found.st_mtime_ns))
+        ctime_ns.append(_int64(found.st_ctime_ns))
         inode.append(found.st_ino)
         if len(self.paths) == CHUNK_ROWS:
             self.full.append(pa.array(self.paths, pa.large_string()))
@@ -195,7 +202,10 @@ class FileTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.table: pa.Table = read_table(path) if path.is_file() else SCHEMA.empty_table()
+        self.table: pa.Table = SCHEMA.empty_table()
+        if path.is_file():
+            with suppress(UserError):  # a damaged one costs reading the files again, and is replaced
+                self.table = read_table(path)
 
     def distrust(self) -> None:
         """Forget everything, so that every file is read again."""

@@ -122,8 +122,10 @@ class ImageSpec:
     def from_json(cls, text: str | bytes) -> ImageSpec:
         """Inverse of `to_json`; a spec with fields that this version does not know is an error."""
         try:
-            fields = dict(json.loads(text))
-        except (ValueError, TypeError):
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise ValueError
+        except ValueError:
             raise UserError("an image spec is damaged (is it imagespec.json?): align again") from None
         return cls.from_dict(fields)
 

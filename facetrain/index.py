@@ -58,7 +58,7 @@ STATUSES = {
     "other-size": "not of the declared size",
     "name-clash": "the crop's name is taken",
     "missing": "no longer in RAW",
-    "undecodable": "crop could not be decoded",
+    "undecodable": "with a crop that cannot be decoded",
 }
 
 

@@ -19,6 +19,7 @@ from facetrain.files import replacing
 
 CONTENT = pa.binary(32)  # BLAKE3
 CHUNK_ROWS = 1 << 17
+CHECKED_BYTES = 64 << 20
 FEW_ROWS, MANY_ROWS = 1000, 100_000
 
 _BLANK = blake3(b"the place of a fingerprint").hexdigest().encode()
@@ -39,9 +40,16 @@ def write_table(path: Path, table: pa.Table) -> str:
             for start in range(0, table.num_rows, CHUNK_ROWS):
                 writer.write_table(table.slice(start, CHUNK_ROWS).combine_chunks())
         fingerprint = _fill_in(temp)
-        if path.is_file() and table_fingerprint(path) == fingerprint:
+        if _carries(path, fingerprint):
             temp.unlink()
     return fingerprint
+
+
+def _carries(path: Path, fingerprint: str) -> bool:
+    try:
+        return table_fingerprint(path) == fingerprint and is_intact(path)
+    except UserError:
+        return False  # damaged: it is replaced
 
 
 def _fill_in(path: Path) -> str:
@@ -83,9 +91,18 @@ def is_intact(path: Path) -> bool:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Map an Arrow IPC file; only the columns that are used are read."""
+    """Map an Arrow IPC file; only the columns that are used are read.
+
+    One of up to 64 MB is checked against its fingerprint, a larger one where the user asks for it (`--verify`).
+    Raises UserError when it is damaged.
+    """
+    reader = _open(path)
+    if path.stat().st_size <= CHECKED_BYTES and not is_intact(path):
+        raise damaged(path, "it is other than when it was written")
     try:
-        return _open(path).read_all()
+        table = reader.read_all()
+        table.validate()
+        return table
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
 

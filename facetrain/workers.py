@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import functools
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import pickle
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -61,6 +64,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _shielded(function: Callable[[T], R], item: T) -> R:
+    """An error that cannot be made again in the parent would break the pool as if the process had died."""
+    try:
+        return function(item)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise
+
+
 def unordered(
     executor: concurrent.futures.Executor,
     function: Callable[[T], R],
@@ -74,6 +89,7 @@ def unordered(
     """
     waiting: dict[concurrent.futures.Future[Any], T] = {}
     done: queue.SimpleQueue[concurrent.futures.Future[Any]] = queue.SimpleQueue()
+    shielded = functools.partial(_shielded, function)
     source = iter(items)
     in_hand: list[T] = []  # taken from the source, and not yet given to the executor
     try:
@@ -81,7 +97,7 @@ def unordered(
             most = max(1, ahead() if callable(ahead) else ahead)
             for item in itertools.islice(source, max(0, most - len(waiting))):
                 in_hand = [item]
-                future = executor.submit(function, item)
+                future = executor.submit(shielded, item)
                 waiting[future] = item
                 in_hand = []
                 future.add_done_callback(done.put)

@@ -129,7 +129,7 @@ class Workspace:
         if found != FORMAT:
             raise UserError(
                 f"{self.folder} has format {found}, this facetrain reads {FORMAT}: "
-                f"use the version it is of, or remove it and align again"
+                f"use the version it is of, or remove workspace.json and datasets/ in it and align into a new folder"
             )
         return self
 
@@ -137,6 +137,8 @@ class Workspace:
         path = self.folder / "workspace.json"
         try:
             state: dict[str, Any] = dict(json.loads(path.read_text()))
+            if not isinstance(state.get("current"), str | None):
+                raise TypeError
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError):
@@ -235,6 +237,17 @@ class Workspace:
             yield
 
 
+def _command() -> str:
+    """The command that runs, such as ``align``."""
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word == "-C":
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
 def _is_text(path: Path) -> bool:
     try:
         str(path).encode()
@@ -256,6 +269,6 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 f"{holder} is writing to {what}: wait for it to end, or use another one (-C DIR)"
             ) from None
         handle.truncate(0)
-        handle.write(f"`ft {' '.join(sys.argv[1:2])}` (process {os.getpid()})")
+        handle.write(f"`ft {_command()}` (process {os.getpid()})")
         handle.flush()
         yield

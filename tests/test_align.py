@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -725,6 +726,69 @@ class TestVerify:
         assert state(frozen) == before
 
 
+class TestCropsOfThoseThatAreGone:
+    def test_they_go_too_and_nothing_else(self, one_person: Path) -> None:
+        root = one_person.parent
+        align(root)
+        (root / "aligned" / "ann" / "notes.txt").write_text("mine")
+        shutil.copy(root / "aligned" / "bob" / "1.jpg", root / "aligned" / "ann" / "someone's.jpg")
+        (one_person / "ann" / "1.jpg").unlink()
+        assert align(root).disappeared == 1
+        row = rows(root)["ann/1.jpg"]
+        assert (row["status"], row["aligned"], row["aligned_content"]) == ("missing", None, None)
+        there = sorted(path.name for path in (root / "aligned" / "ann").iterdir())
+        assert there == ["2.jpg", "notes.txt", "someone's.jpg"], "what is no crop of ours stays"
+
+    def test_one_that_comes_back_is_aligned_again(self, one_person: Path, tmp_path: Path) -> None:
+        root = one_person.parent
+        align(root)
+        before = state(root)
+        (one_person / "ann" / "1.jpg").rename(tmp_path / "1.jpg")
+        align(root)
+        (tmp_path / "1.jpg").rename(one_person / "ann" / "1.jpg")
+        align(root)
+        assert state(root) == before
+
+
+class TestWhatDoesNotFit:
+    """Numbers beyond what the index holds, and files beyond what is read."""
+
+    def test_a_photograph_that_claims_to_be_billions_of_pixels_wide(self, one_person: Path) -> None:
+        (one_person / "ann" / "x.ppm").write_bytes(b"P6\n9999999999 9\n255\n")
+        align(one_person.parent)
+        row = rows(one_person.parent)["ann/x.ppm"]
+        assert (row["status"], row["width_px"]) == ("unreadable", 2**31 - 1)
+        assert "9999999999×9 is over the limit" in row["reason"]
+
+    def test_a_file_that_is_no_photograph_by_its_size(self, one_person: Path) -> None:
+        with open(one_person / "ann" / "x.jpg", "wb") as file:
+            file.truncate(3 * 10**12)  # takes no room on the disk
+        align(one_person.parent)
+        row = rows(one_person.parent)["ann/x.jpg"]
+        assert (row["status"], row["reason"]) == ("unreadable", "a file of 3,000.0 GB is no photograph")
+
+    def test_a_date_beyond_the_year_2262(self, one_person: Path) -> None:
+        os.utime(one_person / "ann" / "1.jpg", (99999999999, 99999999999))
+        align(one_person.parent)
+        assert align(one_person.parent).looked_at == 0
+        assert statuses(one_person.parent)["ann/1.jpg"] == "aligned"
+
+    def test_a_shortage_of_memory_is_not_for_ever(
+        self, one_person: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def short(*arguments: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("facetrain.preprocess.photograph._to_rgb", short)
+            align(one_person.parent)
+        assert {row["reason"] for row in rows(one_person.parent).values()} == {
+            "not enough memory to decode it"
+        }
+        align(one_person.parent)
+        assert set(statuses(one_person.parent).values()) == {"aligned"}
+
+
 class TestNameClashes:
     def test_a_folder_called_like_a_crop(self, one_person: Path) -> None:
         root = one_person.parent
@@ -1087,10 +1151,10 @@ def test_a_photograph_that_never_stands_still(one_person: Path, monkeypatch: pyt
     real = os.fstat
     sizes = iter(range(10**6))
 
-    def fstat(fd: int) -> os.stat_result:
-        found = list(real(fd))
-        found[6] += next(sizes)
-        return os.stat_result(found)
+    def fstat(fd: int) -> SimpleNamespace:
+        found = real(fd)
+        state = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**state | {"st_size": found.st_size + next(sizes)})
 
     monkeypatch.setattr(aligner.os, "fstat", fstat)
     with pytest.raises(OSError, match="kept changing"):

@@ -761,13 +761,13 @@ class TestWhatHappensMeanwhile:
         """What is begun with and what is ended with are of one state, or the file is read once more."""
         path = tmp_path / "1.jpg"
         path.write_bytes(b"before")
-        changes = iter([b"after, and longer"])
+        what_happens = iter(["opened", "changed"])
         real = os.fstat
 
         def fstat(handle: int) -> os.stat_result:
             found = real(handle)  # of the state before the change
-            for content in changes:
-                path.write_bytes(content)
+            if next(what_happens, None) == "changed":
+                path.write_bytes(b"after, and longer")
             return found
 
         monkeypatch.setattr(aligner.os, "fstat", fstat)
@@ -785,9 +785,10 @@ class TestWhatHappensMeanwhile:
     ) -> None:
         path, real = copy(root, "eve/1.jpg"), Progress.begin
 
-        def begin(bar: Progress, total: int) -> None:
-            mischief.does(path, drawn / "bob" / "1.jpg")
-            real(bar, total)
+        def begin(bar: Progress, total: int, **words: str) -> None:
+            if words.get("description") != "checking":  # the crops, which comes before
+                mischief.does(path, drawn / "bob" / "1.jpg")
+            real(bar, total, **words)
 
         with monkeypatch.context() as patch:
             patch.setattr(Progress, "begin", begin)

@@ -287,7 +287,7 @@ class TestBadCrops:
         assert undecodable is not None
         counts = json.loads(ft(root, "status", "--json").stdout)["stages"][0]["detail"]
         if undecodable.num_rows:
-            assert f"{undecodable.num_rows} crop could not be decoded" in counts
+            assert f"{undecodable.num_rows} with a crop that cannot be decoded" in counts
         found = dict(zip(undecodable["path"].to_pylist(), undecodable["reason"].to_pylist(), strict=True))
         with open(store_of(root) / "undecodable.csv", newline="") as file:
             assert [tuple(line) for line in csv.reader(file)] == [("path", "reason"), *sorted(found.items())]
@@ -655,7 +655,7 @@ class TestCommand:
 
         assert line()["state"] == "missing"
         ft(root, "cache")
-        assert line() == {"stage": "cache", "state": "fresh", "detail": "30 crops in 1 shards, 0 MB"}
+        assert line() == {"stage": "cache", "state": "fresh", "detail": "30 crops in 1 shard, 0 MB"}
         (root / ".ft" / "cache" / next(iter(shard_files(root)))).unlink()
         assert line()["state"] == "stale"
         assert line()["detail"].startswith("1 shards are gone: `ft cache` makes them again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from facetrain.cli import main
+from facetrain.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -115,11 +120,74 @@ def test_folders_named_the_wrong_way_round_harm_nothing(root: Path, ft: Callable
     before = {path: path.read_bytes() for path in (root / "raw").rglob("*.jpg")}
     assert "holds crops" in wrong(root, "align", root / "aligned", root / "raw")
     shutil.copytree(root / "raw", root / "other")
-    assert "did not make" in wrong(root, "align", root / "raw", root / "other")
+    assert "is not empty, and this workspace knows nothing" in wrong(
+        root, "align", root / "raw", root / "other"
+    )
     assert "workspace's own folder" in wrong(root, "align", root / "raw", root / ".ft" / "crops")
     (root / "aligned" / "imagespec.json").unlink()
-    assert "did not make" in wrong(root, "align", root / "aligned", root / "raw")
+    assert "is not empty, and this workspace knows nothing" in wrong(
+        root, "align", root / "aligned", root / "raw"
+    )
     assert before == {path: path.read_bytes() for path in (root / "raw").rglob("*.jpg")}
     assert before.keys() == {
         root / "raw" / p.relative_to(root / "other") for p in (root / "other").rglob("*.jpg")
     }
+
+
+def test_crops_of_two_workspaces_are_never_mixed(
+    root: Path, tmp_path: Path, ft: Callable, wrong: Callable
+) -> None:
+    """A folder that holds crops is a dataset's of this workspace, or refused; by whatever way it is named."""
+    before = {path: path.read_bytes() for path in (root / "aligned").rglob("*") if path.is_file()}
+    says = "is not empty, and this workspace knows nothing of what is in it: name a new or empty folder"
+    (tmp_path / "second").mkdir()
+    assert says in wrong(tmp_path / "second", "align", root / "raw", root / "aligned", "--size", 64)
+    (root / "link").symlink_to(root / "aligned")
+    assert says in wrong(root, "align", root / "raw", root / "link", "--size", 64)
+    shutil.rmtree(root / ".ft")
+    assert says in wrong(root, "align", root / "raw", root / "aligned", "--size", 32)
+    assert {path: path.read_bytes() for path in (root / "aligned").rglob("*") if path.is_file()} == before
+    ft(root, "align", root / "raw", root / "new", "--size", 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["rows", "kept", "split", "cached", "cache", "raw.files", "crops.files"]
+)
+def test_flipped_bits_in_our_files_are_noticed_or_mended(root: Path, ft: Callable, name: str) -> None:
+    """Never believed, and never a crash: one clear line that names the file, or it is made again."""
+    ft(root, "align", root / "raw", root / "aligned", "--size", 32)
+    ft(root, "prune", "--min", 1)
+    ft(root, "split", 0.4)
+    ft(root, "cache", "-j", 1)
+    path = Workspace.find(root).dataset().folder / f"{name}.arrow"
+    whole = path.read_bytes()
+    rows = Workspace.find(root).dataset().folder / "rows.arrow"
+    right = (rows.read_bytes(), ft(root, "status").stdout)
+    for position in range(3, len(whole), max(1, len(whole) // 9)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        for command in (
+            ["status"],
+            ["align", root / "raw", root / "aligned", "--size", 32],
+            ["cache", "-j", 1],
+        ):
+            path.write_bytes(flipped)
+            result = CliRunner().invoke(main, ["-C", str(root), *map(str, command)])
+            assert result.exception is None or isinstance(result.exception, SystemExit), command
+            assert result.exit_code in (0, 2), (command, result.output)
+            if result.exit_code == 2:
+                assert f"{name}.arrow is damaged" in " ".join(result.stderr.split())
+        path.write_bytes(whole)
+    assert (rows.read_bytes(), ft(root, "status").stdout) == right
+
+
+def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("facetrain.tables.pa.OSFile", full)
+    result = CliRunner().invoke(main, ["-C", str(root), "split", "0.4"])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: No space left on device: make room, and run the same command again to go on\n"
+    )

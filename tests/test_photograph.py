@@ -112,7 +112,7 @@ def test_transparent_parts_are_laid_on_white() -> None:
         (np.array([[np.nan, 0.5, 1.0]], np.float32), [0, 128, 255]),
         (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),
         (np.array([[-5, 40_000, 70_000]], np.int32), [0, 156, 255]),
-        (np.array([[-5, np.inf, 255]], np.float32), [0, 255, 1]),
+        (np.array([[-5, np.inf, 255]], np.float32), [0, 255, 255]),
     ],
 )
 def test_deep_grey_is_scaled_to_8_bits(values: np.ndarray, expected: list[int]) -> None:

@@ -133,3 +133,18 @@ def test_ctrl_c_reaches_the_parent_alone(parent: subprocess.Popen) -> None:
     assert "interrupted [True, True]" in out, "the workers are still at it"
     assert "Traceback" not in err
     assert all_gone(pids)
+
+
+class CannotBeMadeAgain(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def raise_odd_error(number: int) -> None:
+    raise CannotBeMadeAgain("the reason", "more")
+
+
+def test_an_error_that_cannot_be_unpickled_is_still_the_callers() -> None:
+    """It would break the pool, as if the process had died."""
+    with process_pool(1) as pool, pytest.raises(RuntimeError, match="CannotBeMadeAgain: the reason"):
+        list(unordered(pool, raise_odd_error, [1], ahead=1))

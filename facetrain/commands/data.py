@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,7 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
 @click.option("--quality", type=int, default=95, show_default=True, help="JPEG quality.")
 @click.option(
     "--max-megapixels",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100_000),
     default=200,
     show_default=True,
     help="Larger photographs are not decoded: a small file can claim to be a picture that fills the memory. "
@@ -161,7 +162,7 @@ def align(
     report = data.align(
         workspace, raw, aligned, settings, jobs=jobs, redo=redo, verify=verify, scheduler=scheduler
     )
-    show_aligned(report, raw)
+    show_rows(report, raw, ("aligned", "no-face", "several-faces", "unreadable"))
 
 
 @click.command()
@@ -204,10 +205,11 @@ def index(
     report = data.index(
         workspace, crops, declared, jobs=jobs, redo=redo, verify=verify, keep_current=keep_current
     )
-    show_aligned(report, crops)
+    show_rows(report, crops, ("aligned", "unreadable"))
 
 
-def show_aligned(report: AlignReport, raw: Path) -> None:
+def show_rows(report: AlignReport, raw: Path, always: Sequence[str]) -> None:
+    """What became of the photographs; the statuses ``always`` even where there are none of them."""
     from facetrain.index import ALIGNED, STATUSES
     from facetrain.progress import human_duration
 
@@ -215,7 +217,7 @@ def show_aligned(report: AlignReport, raw: Path) -> None:
     rows = [
         (STATUSES[status], f"{number:,}", f"{number / total:.2%}")
         for status, number in done.counts.items()
-        if number or status in (ALIGNED, "no-face", "several-faces", "unreadable")
+        if number or status in always
     ]
     table(rows)
     rate = done.looked_at / report.seconds
@@ -342,7 +344,8 @@ def cache(ctx: click.Context, aligned: Path | None, verify: bool, jobs: int) -> 
     )
     if report.undecodable:
         click.echo(
-            f"{report.undecodable:,} crops cannot be decoded and are left out: {os.path.relpath(report.undecodable_list)}"
+            f"{report.undecodable:,} crops cannot be decoded and are left out: "
+            f"{os.path.relpath(report.undecodable_list)} (`ft align` makes again what has changed since)"
         )
     if report.absent:
         click.echo(f"{report.absent:,} crops are gone from the aligned tree: `ft align` makes them again")

@@ -82,7 +82,10 @@ def read_manifest(store: Path) -> Manifest | None:
     path = store / "cache.arrow"
     if not path.is_file():
         return None
-    table = read_table(path)
+    try:
+        table = read_table(path)
+    except UserError:  # damaged: the shards are found again by their names
+        return None
     facts = json.loads(table.schema.metadata[b"facetrain.cache"])
     if "hashes" not in facts:  # written before they were kept: the shards are found again by their names
         return None

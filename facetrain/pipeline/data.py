@@ -123,9 +123,10 @@ def _check_target(workspace: Workspace, raw: Path, aligned: Path) -> None:
         raise UserError(
             f"{aligned} holds crops that were made elsewhere: name another folder for those of {raw}"
         )
-    if known is None and aligned.is_dir() and any(aligned.iterdir()) and not (aligned / SPEC_FILE).is_file():
+    if known is None and aligned.is_dir() and any(aligned.iterdir()):
         raise UserError(
-            f"{aligned} holds files that `ft align` did not make: name a new or empty folder for the crops"
+            f"{aligned} is not empty, and this workspace knows nothing of what is in it: name a new or empty folder "
+            f"for the crops (`ft index` uses crops that are there)"
         )
 
 

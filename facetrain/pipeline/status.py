@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from facetrain.errors import MissingStage
+from facetrain.errors import MissingStage, UserError
 from facetrain.file_table import STATE, FileTable, walk
 from facetrain.index import STATUSES, Index, read_index
 from facetrain.preprocess.journal import JOURNAL
@@ -51,12 +51,12 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
     """Compare records and files with what is there now; ``scan`` walks RAW however large it is."""
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
-    lines = [
-        _rows(dataset, index, scan),
-        _prune(dataset, index),
-        _split(dataset, index),
-        _cache(dataset, index),
-    ]
+    lines = [_rows(dataset, index, scan)]
+    for stage, line in (("prune", _prune), ("split", _split), ("cache", _cache)):
+        try:
+            lines.append(line(dataset, index))
+        except UserError as error:  # one damaged file must not hide the state of the others
+            lines.append(Line(stage, "stale", str(error)))
     return Status(dataset, lines, [_run_or_damaged(run) for run in workspace.runs()])
 
 
@@ -154,7 +154,7 @@ def _cache(dataset: Dataset, index: Index) -> Line:
     record, manifest = dataset.record("cache"), read_manifest(dataset.folder)
     if record is None or manifest is None:
         return Line("cache", "missing", "`ft cache` decodes the crops (`ft train` does it when needed)")
-    size = f"{manifest.table.num_rows:,} crops in {len(manifest.shards)} shards, {record.counts['bytes'] / 1e6:,.0f} MB"
+    size = f"{manifest.table.num_rows:,} crops in {len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}, {record.counts['bytes'] / 1e6:,.0f} MB"
     if _stale(record, index):
         return Line(
             "cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}"

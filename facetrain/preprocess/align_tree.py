@@ -19,7 +19,7 @@ from facetrain.files import temp_path, write_if_changed
 from facetrain.image_spec import FORMATS
 from facetrain.preprocess.aligner import AlignSettings, Outcome, align_block, crop_path, identity_of
 from facetrain.preprocess.row_update import RowUpdate, UpdateReport, Work
-from facetrain.tables import dictionary_codes, find_sorted
+from facetrain.tables import dictionary_codes, find_sorted, positions
 
 SPEC_FILE = "imagespec.json"  # in the aligned tree, so that it says itself what it holds
 
@@ -79,7 +79,7 @@ def align_tree(
     look = partial(align_block, raw, aligned, settings)
     looked_at = update.look_at(listing, crop_files.table, [row.path for row in refused], look, work)
 
-    if redo:  # before the journal goes: a run that is killed in between is then a redo still
+    if only is None:  # before the journal goes: a redo that is killed in between is then a redo still
         _remove_other_crops(aligned, crop_files.table["path"], update.rows, listing)
     report = update.finish(listing, refused, looked_at)
     write_if_changed(aligned / SPEC_FILE, (settings.spec.to_json() + "\n").encode())
@@ -155,9 +155,9 @@ def _remove_file(path: Path) -> None:
 
 
 def _remove_other_crops(aligned: Path, crops: pa.ChunkedArray, rows: pa.Table, listing: Listing) -> None:
-    """Remove the crops that these photographs had with other settings."""
-    current = pc.is_in(crops, value_set=rows["aligned"])
-    leftover = set(crops.filter(pc.invert(current)).to_pylist())
+    """Remove crops of photographs that are gone, or were made with other settings; other files stay."""
+    claimed = rows["aligned"].filter(pa.array(positions(rows["path"], listing.files["path"]) >= 0))
+    leftover = set(crops.filter(pa.array(positions(crops, claimed.drop_null()) < 0)).to_pylist())
     for chunk in [*rows["path"].chunks, *listing.files["path"].chunks] if leftover else ():
         for path in chunk.to_pylist():
             for crop in {crop_path(path, image_format) for image_format in FORMATS} & leftover:

@@ -30,9 +30,11 @@ from facetrain.preprocess.detectors import (
     detect_faces,
     detector_factory,
 )
-from facetrain.preprocess.photograph import MAX_PIXELS, TooLarge, Unreadable, read_photograph
+from facetrain.preprocess.photograph import MAX_PIXELS, OutOfMemory, TooLarge, Unreadable, read_photograph
 
 FACE_RULES = ("largest", "centre", "skip")
+MAX_BYTES = 2_000_000_000  # of a file; a larger one is not read
+INT16, INT32 = 2**15 - 1, 2**31 - 1  # the largest that the index holds
 GROUP_PIXELS = 64_000_000  # photographs held decoded at a time, in pixels: bounds a worker's memory
 
 
@@ -162,7 +164,11 @@ def _decoded(
         except Unreadable as error:
             outcome.status, outcome.reason = "unreadable", str(error)
             if isinstance(error, TooLarge):
-                outcome.height_px, outcome.width_px = error.height_px, error.width_px
+                outcome.height_px, outcome.width_px = (
+                    min(n, INT32) for n in (error.height_px, error.width_px)
+                )
+            if isinstance(error, OutOfMemory):
+                outcome.content = None  # to be looked at again: next time there may be more
         else:
             outcome.height_px, outcome.width_px = image.shape[:2]
             yield outcome, image
@@ -173,7 +179,9 @@ def read_whole(path: Path, attempts: int = 3) -> tuple[bytes, Stat]:
     for _ in range(attempts):
         with open(path, "rb", buffering=0, opener=open_file) as handle:
             before = Stat.of(os.fstat(handle.fileno()))
-            data = handle.read()
+            if before.size_bytes > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"a file of {before.size_bytes / 1e9:,.1f} GB is no photograph")
+            data = handle.read() or b""
             if Stat.of(os.fstat(handle.fileno())) == before and len(data) == before.size_bytes:
                 return data, before
     raise OSError(0, "it kept changing while being read")
@@ -187,7 +195,7 @@ def _align_group(aligned: Path, settings: AlignSettings, group: Sequence[tuple[O
     found = detect_faces(detector, name, [image for _, image in group])
     with_face: list[tuple[Outcome, np.ndarray, Box]] = []
     for (outcome, image), faces in zip(group, found, strict=True):
-        outcome.faces = len(faces)
+        outcome.faces = min(len(faces), INT16)
         if not faces:
             outcome.status, outcome.reason = "no-face", "no face found"
             continue

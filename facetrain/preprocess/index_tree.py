@@ -120,7 +120,10 @@ def spec_of(root: Path, declared: Declared) -> ImageSpec:
         return spec
     if declared.size_px is None:
         first = next(find_photographs(root))
-        found = header_size((root / first).read_bytes())
+        try:
+            found = header_size(read_whole(root / first)[0])
+        except OSError:
+            found = None
         hint = f" (the first one, {first}, has {found[0]}×{found[1]})" if found else ""
         raise UserError(f"how many pixels have the crops in {root}{hint}? `ft index {root} --size PIXELS`")
     elsewhere = {"landmarks": "five-point", "detector": "unknown"} | said

@@ -55,6 +55,10 @@ class TooLarge(Unreadable):
         self.width_px, self.height_px = width_px, height_px
 
 
+class OutOfMemory(Unreadable):
+    """There is not enough memory to decode it here and now."""
+
+
 class _OurRules:
     """Pillow's limit of pixels gives way to ours, and its warnings, of odd EXIF blocks and the like, are not shown.
 
@@ -107,7 +111,7 @@ def read_photograph(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except UnidentifiedImageError:
         raise Unreadable(_what_it_is(data)) from None
     except MemoryError:
-        raise Unreadable("not enough memory to decode it") from None
+        raise OutOfMemory("not enough memory to decode it") from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble over (struct, Syntax, Value…)
         if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
             raise Unreadable("damaged: its comments or colour profile unpack to megabytes") from None
@@ -129,7 +133,7 @@ def _to_8_bits(grey: np.ndarray) -> np.ndarray:
 
     Which value is white nobody tells: the least of 1 (floats only), 8, 10, 12, 14 and 16 bits that holds the brightest.
     """
-    brightest = np.nanmax(grey, initial=0) if grey.dtype.kind == "f" else grey.max(initial=0)
+    brightest = grey[np.isfinite(grey)].max(initial=0)
     whites = [1.0] if grey.dtype.kind == "f" else []
     whites += [2.0**bits - 1 for bits in (8, 10, 12, 14)]
     white = next((white for white in whites if brightest <= white), 65535.0)

@@ -107,7 +107,7 @@ class RowUpdate:
         path = store / "rows.arrow"
         self.rows = self.rows_before = read_table(path) if path.is_file() else ROWS.empty_table()
         if verify and path.is_file() and not is_intact(path):
-            raise damaged(path, "other than when it was written")
+            raise damaged(path, "it is other than when it was written")
         if path.is_file() and not redo:
             there = json.loads(self.rows.schema.metadata[b"settings"])
             _require_same_settings(there, settings, f"{what} {done}")
@@ -227,6 +227,9 @@ class RowUpdate:
         reasons = [_why_missing(path, listing) for chunk in rows["path"].chunks for path in chunk.to_pylist()]
         rows = rows.set_column(2, ROWS.field("status"), _constant("missing", len(rows)))
         rows = rows.set_column(3, ROWS.field("reason"), pa.array(reasons, pa.string()))
+        for name in ("aligned", "aligned_content"):
+            number = ROWS.get_field_index(name)
+            rows = rows.set_column(number, ROWS.field(name), pa.nulls(len(rows), ROWS.field(name).type))
         if never.any():
             self.rows = self.rows.filter(pa.array(~never))
         self.rows = _overlay(self.rows, rows)
