@@ -150,9 +150,7 @@ def test_crops_of_two_workspaces_are_never_mixed(
     ft(root, "align", root / "raw", root / "new", "--size", 32)
 
 
-@pytest.mark.parametrize(
-    "name", ["rows", "kept", "split", "cached", "cache", "raw.files", "crops.files"]
-)
+@pytest.mark.parametrize("name", ["rows", "kept", "split", "cached", "cache", "raw.files", "crops.files"])
 def test_flipped_bits_in_our_files_are_noticed_or_mended(root: Path, ft: Callable, name: str) -> None:
     """Never believed, and never a crash: one clear line that names the file, or it is made again."""
     ft(root, "align", root / "raw", root / "aligned", "--size", 32)

@@ -124,7 +124,8 @@ def test_a_damaged_index_is_noticed_by_verify(
     path.write_bytes(data)
     says = wrong(tmp_path, "index", crops, "--size", 112, "--verify")
     assert (
-        "rows.arrow is damaged (it is other than when it was written): remove it and run the command again" in says
+        "rows.arrow is damaged (it is other than when it was written): remove it and run the command again"
+        in says
     )
     path.unlink()
     ft(tmp_path, "index", crops, "--size", 112, "--verify")

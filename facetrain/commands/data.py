@@ -108,7 +108,7 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     default=200,
     show_default=True,
     help="Larger photographs are not decoded: a small file can claim to be a picture that fills the memory. "
-    "A worker needs up to 12 MB for each megapixel of the largest.",
+    "A worker needs up to 13 MB for each megapixel of the largest.",
 )
 @verify_option("Read and hash every photograph and crop, whatever their size and times say.")
 @click.option(

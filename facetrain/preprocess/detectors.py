@@ -26,7 +26,7 @@ from facetrain.plugins import resolve
 # Larger photographs are shrunk for detection, so that its cost is bounded. By area, not by side: a panorama's faces
 # are as high as it is.
 HOG_MAX_PIXELS = 1024 * 768
-CNN_MAX_PIXELS = 640 * 640  # takes the network 0.5 GB, and 1.6 GB upsampled
+CNN_MAX_PIXELS = 640 * 640  # takes the network 0.5 GB, and 1.7 GB upsampled
 CNN_MIN_SIDE_PX = 32  # it finds faces from 40 pixels on, upsampled; dlib fails on photographs of a few pixels
 CNN_BATCH_PIXELS = 2_000_000  # shown to the network at a time: 32 photographs of 250 × 250
 
@@ -76,7 +76,7 @@ class CnnDetector:
     """dlib's max-margin network (King 2015): finds turned, tilted and half-hidden faces that HOG does not.
 
     Searched at their own scale first, then those where nothing was found at twice that. Photographs of one size are
-    shown to the network together. On the processor it takes about 60 times as long as HOG; a dlib that was built with
+    shown to the network together. On the processor it takes about 50 times as long as HOG; a dlib that was built with
     CUDA runs it on the GPU.
     """
 
