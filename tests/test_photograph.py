@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from facetrain.preprocess import photograph
 from facetrain.preprocess.photograph import TooLarge, Unreadable, read_photograph
@@ -376,3 +376,60 @@ def test_a_real_drawn_photograph(drawn: Path) -> None:
     np.testing.assert_array_equal(
         read_photograph(path.read_bytes()), np.asarray(Image.open(path).convert("RGB"))
     )
+
+
+class TestPlainJpegs:
+    """Those that Pillow does not have to read must come out as if it had."""
+
+    def both(self, data: bytes, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray | str]:
+        """What comes of it with the short way, and without."""
+        found: list[np.ndarray | str] = []
+        for way in (photograph._plain_jpeg, lambda *arguments: None):
+            with monkeypatch.context() as patch:
+                patch.setattr(photograph, "_plain_jpeg", way)
+                try:
+                    found.append(read_photograph(data))
+                except Unreadable as error:
+                    found.append(str(error))
+        return found
+
+    def test_the_same_pixels(self, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for path in sorted(drawn.rglob("*.jpg"))[:10]:
+            assert photograph._plain_jpeg(path.read_bytes(), 10**9) is not None, "or nothing is shown here"
+            short, long = self.both(path.read_bytes(), monkeypatch)
+            np.testing.assert_array_equal(short, long)
+
+    @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"progressive": True}])
+    def test_other_samplings_and_progressive_ones(
+        self, drawn: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image = Image.open(drawn / "ann" / "1.jpg").resize((101, 77))
+        data = encoded(image, "JPEG", **options)
+        assert photograph._plain_jpeg(data, 10**9) is not None
+        np.testing.assert_array_equal(*self.both(data, monkeypatch))
+
+    def test_the_same_verdict_on_damage(self, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = (drawn / "ann" / "1.jpg").read_bytes()
+        rng = np.random.default_rng(5)
+        for number in range(400):
+            damaged = bytearray(data)
+            if number % 4 == 0:
+                del damaged[int(rng.integers(2, len(data))) :]
+            for position in rng.integers(0, len(damaged), 1 + number % 3):
+                damaged[position] ^= 1 << int(rng.integers(8))
+            short, long = self.both(bytes(damaged), monkeypatch)
+            assert isinstance(short, str) == isinstance(long, str), number
+            np.testing.assert_array_equal(short, long)
+
+    def test_what_pillow_must_read(self, drawn: Path) -> None:
+        image = Image.open(drawn / "ann" / "1.jpg")
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        for data in (
+            encoded(image, "JPEG", exif=exif),
+            encoded(image.convert("CMYK"), "JPEG"),
+            encoded(image, "PNG"),
+            encoded(image, "JPEG")[:-100],
+        ):
+            assert photograph._plain_jpeg(data, 10**9) is None
+        assert photograph._plain_jpeg(encoded(image, "JPEG"), 1000) is None
