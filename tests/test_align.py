@@ -780,7 +780,7 @@ class TestWhatDoesNotFit:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr("facetrain.preprocess.photograph._to_rgb", short)
+            patch.setattr("facetrain.preprocess.photograph._plain_jpeg", short)
             align(one_person.parent)
         assert {row["reason"] for row in rows(one_person.parent).values()} == {
             "not enough memory to decode it"
