@@ -40,7 +40,14 @@ WAIT_S = 60.0  # for the tasks in hand, when the work is broken off
 # tasks would keep it small; with none at all it would not even start.
 AHEAD_PER_THREAD, MIN_AHEAD = 32, 256
 THREADS_TO_COME = 16  # what to reckon with while there are none
-MODULES = ("facetrain", "dlib", "cv2", "PIL", "simplejpeg", "numpy")  # whose versions decide on the bytes of a crop
+MODULES = (
+    "facetrain",
+    "dlib",
+    "cv2",
+    "PIL",
+    "simplejpeg",
+    "numpy",
+)  # whose versions decide on the bytes of a crop
 NAMED = 5  # workers in an error, at most
 
 
