@@ -198,18 +198,18 @@ def _shown(path: str) -> str:
 
 
 class FileTable:
-    """The content hashes of a tree's files, kept in an Arrow file between commands."""
+    """The content hashes of a tree's files, kept in an Arrow file between commands.
 
-    def __init__(self, path: Path) -> None:
+    One that is not ``trusted`` begins empty, so that every file is read again.
+    """
+
+    def __init__(self, path: Path, *, trusted: bool = True) -> None:
         self._path = path
-        self.table: pa.Table = SCHEMA.empty_table()
-        if path.is_file():
+        self._saved: pa.Table | None = None
+        if trusted and path.is_file():
             with suppress(UserError):  # a damaged one costs reading the files again, and is replaced
-                self.table = read_table(path)
-
-    def distrust(self) -> None:
-        """Forget everything, so that every file is read again."""
-        self.table = SCHEMA.empty_table()
+                self._saved = read_table(path)
+        self.table: pa.Table = SCHEMA.empty_table() if self._saved is None else self._saved
 
     def contents(self, files: pa.Table) -> pa.ChunkedArray:
         """The content hash of each of these files (as `Listing.files`); null where it must be read to know it."""
@@ -261,8 +261,10 @@ class FileTable:
             self.table = self.table.filter(pa.array(kept))
 
     def save(self) -> None:
-        """Write the table, sorted by path."""
-        write_table(self._path, self.table)
+        """Write the table, sorted by path, if it has changed since it was read."""
+        if self.table is not self._saved:
+            write_table(self._path, self.table)
+            self._saved = self.table
 
 
 class _Read:

@@ -90,21 +90,21 @@ def is_intact(path: Path) -> bool:
     return hasher.hexdigest().encode() == carried
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, *, verify: bool = False) -> pa.Table:
     """Map an Arrow IPC file; only the columns that are used are read.
 
-    One of up to 64 MB is checked against its fingerprint, a larger one where the user asks for it (`--verify`).
+    One of up to 64 MB is checked against its fingerprint, a larger one with ``verify``.
     Raises UserError when it is damaged.
     """
     reader = _open(path)
-    if path.stat().st_size <= CHECKED_BYTES and not is_intact(path):
-        raise damaged(path, "it is other than when it was written")
+    if (verify or path.stat().st_size <= CHECKED_BYTES) and not is_intact(path):
+        raise _damaged(path, "it is other than when it was written")
     try:
         table = reader.read_all()
         table.validate()
         return table
     except (pa.ArrowException, OSError) as error:
-        raise damaged(path, error) from None
+        raise _damaged(path, error) from None
 
 
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
@@ -112,14 +112,13 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     try:
         reader = pa.ipc.open_file(source)
     except (pa.ArrowException, OSError) as error:
-        raise damaged(path, error) from None
+        raise _damaged(path, error) from None
     if b"fingerprint" not in (reader.schema.metadata or {}):
-        raise damaged(path, "it carries no fingerprint")
+        raise _damaged(path, "it carries no fingerprint")
     return reader
 
 
-def damaged(path: Path, why: object) -> UserError:
-    """What to raise for a file that cannot be used."""
+def _damaged(path: Path, why: object) -> UserError:
     return UserError(f"{path} is damaged ({' '.join(str(why).split())}): remove it and run the command again")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -23,6 +24,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 PEOPLE, IMAGES = 6, 5
+
+
+# What a camera held at each EXIF orientation stores, from the upright picture.
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
 
 
 @pytest.fixture(scope="session")

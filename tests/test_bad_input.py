@@ -26,6 +26,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+from conftest import STORED
 from PIL import Image
 
 from facetrain.file_table import Stat
@@ -127,23 +128,10 @@ def without_adobe_marker(jpeg: bytes) -> bytes:
     return jpeg[:at] + jpeg[at + 16 :]
 
 
-# What a camera held at each EXIF orientation stores, from the upright picture.
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda x: x,
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: np.rot90(x, 1),
-    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda x: np.rot90(x, -1),
-}
-
-
 def turned(picture: np.ndarray, orientation: int, kind: str, **options: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(np.ascontiguousarray(TURNS[orientation](picture)), kind, exif=exif, **options)
+    return encoded(np.ascontiguousarray(STORED[orientation](picture)), kind, exif=exif, **options)
 
 
 def many_scans(picture: np.ndarray) -> bytes:
@@ -310,7 +298,7 @@ def cases(picture: np.ndarray) -> Iterator[Case]:
     yield Case("with a film.jpg", jpeg + b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\2" * 500, "colour", LOSSY)
 
     # EXIF.
-    for orientation in TURNS:
+    for orientation in STORED:
         yield Case(f"turned {orientation}.png", turned(picture, orientation, "PNG"), "colour")
         yield Case(f"turned {orientation}.tiff", turned(picture, orientation, "TIFF"), "colour")
         yield Case(

@@ -14,24 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import STORED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from facetrain.preprocess import photograph
 from facetrain.preprocess.photograph import TooLarge, Unreadable, read_photograph
-
-# What a camera held at each EXIF orientation stores, from the upright picture.
-STORED = {
-    1: lambda x: x,
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: np.rot90(x, 1),
-    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda x: np.rot90(x, -1),
-}
 
 
 def picture(height: int = 40, width: int = 56) -> np.ndarray:

@@ -48,8 +48,8 @@ def align_tree(
     """Bring ``aligned`` and the index in ``store`` up to date with ``raw``.
 
     ``only`` restricts the work to these paths. ``redo`` allows settings other than those of the crops that are there,
-    and makes them all again. ``verify`` reads and hashes every photograph and every crop, whatever their times say. Raises UserError for folders that cannot serve, SpecMismatch when the settings differ and
-    ``redo`` is not given.
+    and makes them all again. ``verify`` reads and hashes every photograph and every crop, whatever their times say.
+    Raises UserError for folders that cannot serve, SpecMismatch when the settings differ and ``redo`` is not given.
     """
     started = time.monotonic()
     listing = _list(raw, aligned, only)
@@ -63,18 +63,14 @@ def align_tree(
         verify=verify,
         only=only,
     )
-    crop_files = FileTable(store / "crops.files.arrow")
-    if verify:
-        crop_files.distrust()
+    crop_files = FileTable(store / "crops.files.arrow", trusted=not verify)
     _refresh(crop_files, aligned, work)
     refused = [*without_identity(listing), *_clashing(listing, aligned, settings.spec.format)]
     if redo:
         (aligned / SPEC_FILE).unlink(missing_ok=True)  # until all crops are of one kind again
     update.begin(listing)
     for row in update.rows_of([*listing.problems, *(row.path for row in refused)]):
-        if (
-            row is not None and row["aligned"] is not None
-        ):  # it is a photograph's no more, and may be in the way
+        if row is not None and row["aligned"] is not None:  # no photograph's any more, and in the way perhaps
             _remove_file(aligned / row["aligned"])
     look = partial(align_block, raw, aligned, settings)
     looked_at = update.look_at(listing, crop_files.table, [row.path for row in refused], look, work)

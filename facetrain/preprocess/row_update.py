@@ -30,9 +30,7 @@ from facetrain.index import ALIGNED, ROWS, count_statuses
 from facetrain.preprocess.aligner import Outcome, Task
 from facetrain.preprocess.journal import JOURNAL, Journal, Rows, found_batch
 from facetrain.tables import (
-    damaged,
     find_sorted,
-    is_intact,
     positions,
     put_rows,
     read_table,
@@ -62,9 +60,8 @@ class Work:
     pool: Pool | None = None
     on_start: Callable[[int], None] = lambda total: None
     on_progress: Callable[[int], None] = lambda count: None
-    on_check_start: Callable[[int], None] = lambda total: (
-        None
-    )  # before that, crops are read whose state is new
+    # Before that, crops are read whose state is new.
+    on_check_start: Callable[[int], None] = lambda total: None
     on_check: Callable[[int], None] = lambda count: None
 
 
@@ -101,13 +98,11 @@ class RowUpdate:
     ) -> None:
         self.store, self.spec, self.settings, self.redo, self.only = store, spec, settings, redo, only
         self.journal = Journal(store / JOURNAL)
-        self.raw_files = FileTable(store / "raw.files.arrow")
-        if verify:
-            self.raw_files.distrust()
+        self.raw_files = FileTable(store / "raw.files.arrow", trusted=not verify)
         path = store / "rows.arrow"
-        self.rows = self.rows_before = read_table(path) if path.is_file() else ROWS.empty_table()
-        if verify and path.is_file() and not is_intact(path):
-            raise damaged(path, "it is other than when it was written")
+        self.rows = self.rows_before = (
+            read_table(path, verify=verify) if path.is_file() else ROWS.empty_table()
+        )
         if path.is_file() and not redo:
             there = json.loads(self.rows.schema.metadata[b"settings"])
             _require_same_settings(there, settings, f"{what} {done}")
