@@ -24,7 +24,14 @@ import pyarrow as pa
 
 from facetrain.errors import MissingStage
 from facetrain.image_spec import ImageSpec
-from facetrain.tables import CONTENT, dictionary_codes, find_sorted, read_table, write_table
+from facetrain.tables import (
+    CONTENT,
+    dictionary_codes,
+    find_sorted,
+    read_table,
+    table_fingerprint,
+    write_table,
+)
 
 ROWS = pa.schema(
     [
@@ -141,6 +148,11 @@ class Index:
     def fingerprint(self) -> str:
         """That of rows.arrow."""
         return self.rows.schema.metadata[b"fingerprint"].decode()
+
+    @property
+    def kept_fingerprint(self) -> str:
+        """That of kept.arrow; empty before `ft prune`."""
+        return table_fingerprint(self.folder / "kept.arrow") or ""
 
     def write_column(self, name: str, values: pa.Array) -> str:
         """Write ``kept``, ``split`` or ``cached``, one value per row; return the file's fingerprint."""

@@ -25,7 +25,7 @@ from facetrain.preprocess.prune import prune as enough_photographs
 from facetrain.preprocess.row_update import Pool, Work
 from facetrain.preprocess.split import split as assign
 from facetrain.progress import Progress
-from facetrain.tables import positions, table_fingerprint
+from facetrain.tables import positions
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 
@@ -194,7 +194,7 @@ def split(
             fingerprint = index.write_column("split", column)
             inputs = {
                 "rows": index.fingerprint,
-                "kept": table_fingerprint(dataset.folder / "kept.arrow") or "",
+                "kept": index.kept_fingerprint,
             }
             counts = {"train": train.photographs, "val": validation.photographs}
             seconds = round(time.monotonic() - started, 3)
@@ -224,7 +224,7 @@ def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: b
                 f"an {stage} of {dataset.aligned} was interrupted: run `ft {stage}` again to finish it"
             )
         index = read_index(dataset.folder)
-        inputs = {"rows": index.fingerprint, "kept": table_fingerprint(dataset.folder / "kept.arrow") or ""}
+        inputs = {"rows": index.fingerprint, "kept": index.kept_fingerprint}
         with Progress("decoding", "crops") as bar:
             report = build_cache(
                 index,

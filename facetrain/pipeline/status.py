@@ -139,7 +139,7 @@ def _split(dataset: Dataset, index: Index) -> Line:
     command = f"ft split {p['ratio']:g}" + ("" if p["by"] == "identity" else f" --by {p['by']}")
     if _stale(record, index):
         return Line("split", "stale", f"the photographs have changed: run `{command}` again")
-    if record.inputs["kept"] != (table_fingerprint(dataset.folder / "kept.arrow") or ""):
+    if record.inputs["kept"] != index.kept_fingerprint:
         return Line("split", "stale", f"`ft prune` has changed since: run `{command}` again")
     parts = []
     for part in ("train", "val"):
@@ -174,7 +174,7 @@ def _cache(dataset: Dataset, index: Index) -> Line:
 
 def _lacking(record: StageRecord, index: Index) -> int:
     """How many kept photographs are not in the cache."""
-    if record.inputs["kept"] == (table_fingerprint(index.folder / "kept.arrow") or ""):
+    if record.inputs["kept"] == index.kept_fingerprint:
         return record.counts["absent"]  # made from just these
     return int(np.count_nonzero(index.kept & ~index.cached))
 
