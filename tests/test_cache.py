@@ -18,9 +18,10 @@ from PIL import Image
 
 from facetrain.datasets import cache as module
 from facetrain.datasets import decode, shards
-from facetrain.datasets.cache import CacheReport, Manifest, build_cache, read_manifest
+from facetrain.datasets.cache import CacheReport, build_cache
 from facetrain.datasets.crop_files import read_crops
 from facetrain.datasets.decode import Decoder
+from facetrain.datasets.manifest import Manifest, read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.datasets.shards import (
     DecodeSpec,

@@ -3,13 +3,10 @@
 A leaf's shard holds the kept rows, and those it held before that still exist: so prune and split never cause work,
 and a shard's name, the hash of its rows, says whether it is the right one. Pixels are copied from older shards by
 content hash wherever they are known; only the rest is decoded.
-
-    cache.arrow (in the dataset's folder)   path, identity, content, shard, row; metadata: names of the shards
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from blake3 import blake3
 
+from facetrain.datasets.check import remove_damaged
 from facetrain.datasets.decode import Decoder
+from facetrain.datasets.manifest import MANIFEST, Manifest, read_manifest
 from facetrain.datasets.shards import (
     DecodeSpec,
     assign_leaves,
@@ -29,23 +28,13 @@ from facetrain.datasets.shards import (
     shard_name,
     write_shard,
 )
+from facetrain.datasets.undecodable import Undecodable, forget_replaced
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, walk
-from facetrain.files import file_fingerprint, write_csv
+from facetrain.files import file_fingerprint
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index, read_index
-from facetrain.tables import CONTENT, read_table, write_table
-
-MANIFEST = pa.schema(
-    [
-        ("path", pa.large_string()),  # of the source photograph, as in the index
-        ("identity", pa.string()),
-        ("content", CONTENT),  # of the crop as it was decoded
-        ("shard", pa.int32()),
-        ("row", pa.int32()),  # within the shard
-    ]
-)
-UNDECODABLE = pa.schema([("path", pa.large_string()), ("content", CONTENT), ("reason", pa.string())])
+from facetrain.tables import CONTENT
 
 
 @dataclass(frozen=True)
@@ -64,34 +53,6 @@ class CacheReport:
     bytes: int
     fingerprint: str
     seconds: float
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Where each photograph's pixels lie."""
-
-    table: pa.Table
-    shards: list[str]
-    spec: DecodeSpec
-    sizes: dict[str, int]  # bytes of each shard's file
-    hashes: dict[str, str]  # and its BLAKE3
-
-
-def read_manifest(store: Path) -> Manifest | None:
-    """The manifest of the last `ft cache`; None before the first."""
-    path = store / "cache.arrow"
-    if not path.is_file():
-        return None
-    try:
-        table = read_table(path)
-    except UserError:  # damaged: the shards are found again by their names
-        return None
-    facts = json.loads(table.schema.metadata[b"facetrain.cache"])
-    if "hashes" not in facts:  # written before they were kept: the shards are found again by their names
-        return None
-    return Manifest(
-        table, facts["shards"], DecodeSpec(**facts["decode_spec"]), facts["sizes"], facts["hashes"]
-    )
 
 
 def build_cache(
@@ -117,10 +78,10 @@ def build_cache(
     if verify:
         (store / "crops.files.arrow").unlink(missing_ok=True)
     before = read_manifest(store)
-    damaged = _remove_damaged(before, shard_folder, verify)
+    damaged = remove_damaged(before, shard_folder, verify)
     old = _Old.read(store, shard_folder, spec)
     files = _crop_contents(store, aligned)
-    undecodable = _forget_replaced(index, files)
+    undecodable = forget_replaced(index, files)
     plan, absent = _plan(read_index(store), files, old, spec)
     builder = _Builder(aligned, shard_folder, spec, threads, old, undecodable, on_progress)
 
@@ -138,18 +99,10 @@ def build_cache(
             parts.append(pa.table(columns, schema=MANIFEST))
             names.append(name)
     hashes = {} if before is None else before.hashes
-    facts = json.dumps(
-        {
-            "shards": names,
-            "decode_spec": json.loads(spec.to_json()),
-            "sizes": {name: (shard_folder / name).stat().st_size for name in names},
-            "hashes": {name: hashes.get(name) or file_fingerprint(shard_folder / name) for name in names},
-        }
-    )
-    table = pa.concat_tables([MANIFEST.empty_table(), *parts]).replace_schema_metadata(
-        {"facetrain.cache": facts}
-    )
-    fingerprint = write_table(store / "cache.arrow", table)
+    table = pa.concat_tables([MANIFEST.empty_table(), *parts]).sort_by("path")
+    sizes = {name: (shard_folder / name).stat().st_size for name in names}
+    hashes = {name: hashes.get(name) or file_fingerprint(shard_folder / name) for name in names}
+    fingerprint = Manifest(table, names, spec, sizes, hashes).write(store)
     return CacheReport(
         images=table.num_rows,
         decoded=builder.decoded,
@@ -160,25 +113,10 @@ def build_cache(
         shards_written=builder.written,
         shards_kept=len(names) - builder.written,
         shards_damaged=damaged,
-        bytes=sum((shard_folder / name).stat().st_size for name in names),
+        bytes=sum(sizes.values()),
         fingerprint=fingerprint,
         seconds=time.monotonic() - started,
     )
-
-
-def _remove_damaged(manifest: Manifest | None, shard_folder: Path, verify: bool) -> int:
-    """Remove shards that are no longer as they were written; return how many."""
-    damaged = 0
-    for name in [] if manifest is None else manifest.shards:
-        path = shard_folder / name
-        if not path.is_file():
-            continue
-        assert manifest is not None
-        whole = path.stat().st_size == manifest.sizes[name]
-        if not whole or (verify and file_fingerprint(path) != manifest.hashes[name]):
-            path.unlink()
-            damaged += 1
-    return damaged
 
 
 def decode_spec(spec: ImageSpec) -> DecodeSpec:
@@ -225,41 +163,6 @@ def _crop_contents(store: Path, aligned: Path) -> pa.Table:
     crop_files.refresh(aligned, walk(aligned).files)
     crop_files.save()
     return crop_files.table.select(["path", "content"]).rename_columns(["aligned", "content"])
-
-
-class _Undecodable:
-    """The list of crops that cannot be decoded; written as it grows, so that a run after a kill knows it."""
-
-    def __init__(self, path: Path, rows: list[tuple[str, bytes, str]]) -> None:
-        self.path, self.rows = path, rows
-
-    def add(self, rows: list[tuple[str, bytes, str]]) -> None:
-        self.rows += rows
-        self.save()
-
-    def save(self) -> None:
-        columns = list(zip(*sorted(self.rows), strict=True)) or [()] * len(UNDECODABLE)
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, UNDECODABLE, strict=True)]
-        write_table(self.path, pa.table(arrays, schema=UNDECODABLE))
-        write_csv(self.csv, ("path", "reason"), [(path, reason) for path, _, reason in sorted(self.rows)])
-
-    @property
-    def csv(self) -> Path:
-        """The same for people and spreadsheets."""
-        return self.path.with_suffix(".csv")
-
-
-def _forget_replaced(index: Index, files: pa.Table) -> _Undecodable:
-    """The crops known to be undecodable, without those that are gone or have another content now."""
-    path, known = index.folder / "undecodable.arrow", index.undecodable
-    if known is None or known.num_rows == 0:
-        return _Undecodable(path, [])
-    row = pc.index_in(known["path"], index.rows["path"])
-    position = pc.index_in(index.rows["aligned"].take(row), files["aligned"])
-    still = pc.equal(known["content"], files["content"].take(position)).fill_null(False)
-    undecodable = _Undecodable(path, [tuple(row.values()) for row in known.filter(still).to_pylist()])
-    undecodable.save()
-    return undecodable
 
 
 def _plan(index: Index, files: pa.Table, old: _Old, spec: DecodeSpec) -> tuple[pa.Table, int]:
@@ -324,7 +227,7 @@ class _Builder:
         spec: DecodeSpec,
         threads: int,
         old: _Old,
-        undecodable: _Undecodable,
+        undecodable: Undecodable,
         on_progress: Callable[[int, int], None],
     ) -> None:
         self.aligned, self.shard_folder, self.spec = aligned, shard_folder, spec

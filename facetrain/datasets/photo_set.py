@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facetrain.datasets.cache import Manifest, decode_spec
+from facetrain.datasets.cache import decode_spec
+from facetrain.datasets.manifest import Manifest
 from facetrain.datasets.shards import map_shard
 from facetrain.errors import MissingStage, UserError
 from facetrain.image_spec import ImageSpec

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from facetrain.cluster import THREADS_TO_COME, count_threads, dask_pool
-from facetrain.datasets.cache import CacheReport, build_cache, read_manifest
+from facetrain.datasets.cache import CacheReport, build_cache
+from facetrain.datasets.manifest import read_manifest
 from facetrain.errors import MissingStage, UserError
 from facetrain.index import Index, read_index
 from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from facetrain.datasets.cache import read_manifest
 from facetrain.datasets.crop_files import read_crops
 from facetrain.datasets.loader import plain_batches, to_device
+from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError
 from facetrain.evaluate.figures import roc_figure

@@ -149,7 +149,7 @@ def _split(dataset: Dataset, index: Index) -> Line:
 
 
 def _cache(dataset: Dataset, index: Index) -> Line:
-    from facetrain.datasets.cache import read_manifest
+    from facetrain.datasets.manifest import read_manifest
 
     record, manifest = dataset.record("cache"), read_manifest(dataset.folder)
     if record is None or manifest is None:

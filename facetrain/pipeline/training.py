@@ -14,8 +14,8 @@ from torch import nn
 
 from facetrain import __version__
 from facetrain.config import TrainConfig, train_config
-from facetrain.datasets.cache import read_manifest
 from facetrain.datasets.loader import TrainingBatches, plain_batches
+from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.verification import make_pairs, verify
