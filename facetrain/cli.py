@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from facetrain import __version__
-from facetrain.commands import data, importing, measuring, training
+from facetrain.commands import data, exporting, importing, measuring, training
 from facetrain.commands.common import FOLDER, fail
 from facetrain.errors import FacetrainError, UserError
 
@@ -80,6 +80,7 @@ for command in (
     data.split,
     data.cache,
     data.export_tree,
+    exporting.export,
     training.train,
     measuring.evaluate,
     measuring.plot_loss,

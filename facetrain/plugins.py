@@ -21,6 +21,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "samplers": {
         "people": "facetrain.datasets.samplers:PeopleSampler",
+        "shuffled": "facetrain.datasets.samplers:ShuffledSampler",
     },
     "backbones": {
         "nn4.small2": "facetrain.train.backbones.nn4:nn4_small2",

@@ -6,7 +6,13 @@ so that asking for it costs nothing however large the file is, and it can never 
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +21,59 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.errors import UserError
-from facetrain.files import replacing
+from facetrain.files import TEMP_PREFIX, file_fingerprint, replacing
 
 CONTENT = pa.binary(32)  # BLAKE3
 CHUNK_ROWS = 1 << 17
 CHECKED_BYTES = 64 << 20
+READ_BYTES = 8 << 20
 FEW_ROWS, MANY_ROWS = 1000, 100_000
 
 _BLANK = blake3(b"the place of a fingerprint").hexdigest().encode()
+BLANK_FINGERPRINT = {b"fingerprint": _BLANK}  # metadata of a file that is being written
+FINGERPRINT = re.compile(rb"[0-9a-f]{64}")
 
 
 def write_table(path: Path, table: pa.Table) -> str:
     """Write an Arrow IPC file, whole or not at all; return its fingerprint (BLAKE3, hex).
 
-    A file that holds the same already is left alone, and its time with it.
+    A file that holds the same already is left alone, and its time with it. An OSError names ``path``.
     """
-    metadata = {**(table.schema.metadata or {}), b"fingerprint": _BLANK}
     for number, column in enumerate(table.columns):
         if pa.types.is_dictionary(column.type):
             table = table.set_column(number, table.field(number), _with_one_dictionary(column))
-    table = table.replace_schema_metadata(metadata)
-    with replacing(path) as temp:
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **BLANK_FINGERPRINT})
+    with naming(path), replacing(path) as temp:
         with pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             for start in range(0, table.num_rows, CHUNK_ROWS):
                 writer.write_table(table.slice(start, CHUNK_ROWS).combine_chunks())
-        fingerprint = _fill_in(temp)
+        fingerprint = fill_in_fingerprint(temp)
         if _carries(path, fingerprint):
             temp.unlink()
+    return fingerprint
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, or a temporary one, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            named = error.filename and not Path(os.fsdecode(error.filename)).name.startswith(TEMP_PREFIX)
+            error.filename = error.filename if named else str(path)
+        raise
+
+
+def fill_in_fingerprint(path: Path) -> str:
+    """Put the fingerprint into its two places in an Arrow IPC file just written: the schema, and its repetition.
+
+    The schema's metadata must hold BLANK_FINGERPRINT. Returns the fingerprint (BLAKE3, hex).
+    """
+    fingerprint = file_fingerprint(path)
+    with open(path, "r+b", buffering=0) as file:
+        for place in _places(file, _BLANK):
+            os.pwrite(file.fileno(), fingerprint.encode(), place)
     return fingerprint
 
 
@@ -52,42 +84,62 @@ def _carries(path: Path, fingerprint: str) -> bool:
         return False  # damaged: it is replaced
 
 
-def _fill_in(path: Path) -> str:
-    """Put the fingerprint into its two places: the schema at the beginning, and its repetition at the end."""
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        fingerprint = blake3(data, max_threads=blake3.AUTO).hexdigest()
-        for start in (data.find(_BLANK), data.rfind(_BLANK)):
-            data[start : start + len(_BLANK)] = fingerprint.encode()
-    return fingerprint
-
-
 def table_fingerprint(path: Path) -> str | None:
-    """The fingerprint that the file carries; None when there is no such file."""
+    """The fingerprint that the file carries; None when there is no such file. Raises UserError when it is damaged."""
     try:
-        metadata = _open(path).schema.metadata
+        source = pa.OSFile(str(path))
     except FileNotFoundError:
         return None
-    return metadata[b"fingerprint"].decode()
+    with source:
+        return _carried(_open(path, source)).decode()
 
 
 def is_intact(path: Path) -> bool:
-    """True when the file's bytes are still those that its fingerprint was made of. Reads all of it."""
+    """True when the file's bytes are still those that its fingerprint was made of. Reads all of it.
+
+    What the disk can no longer read is not intact. Any Arrow IPC file with a fingerprint will do.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return _is_intact(path, file)
+
+
+def _is_intact(path: Path, file: FileIO) -> bool:
     try:
-        carried = _open(path).schema.metadata[b"fingerprint"]
+        carried = _carried(_open(path, _mapped(path, file)))
+        # Read, not mapped: where the disk fails, a map kills the process.
+        places = _places(file, carried)
+        return places[0] != places[1] and _hash(file, places) == carried
     except UserError:
         return False
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+
+
+def _places(file: FileIO, fingerprint: bytes) -> list[int]:
+    """Where a fingerprint stands: first and last, -1 where it does not."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return [data.find(fingerprint), data.rfind(fingerprint)]
+
+
+def _hash(file: FileIO, places: list[int]) -> bytes:
+    """BLAKE3 of a file, hex, with the fingerprints at these places blank."""
     hasher = blake3(max_threads=blake3.AUTO)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        first, last = data.find(carried), data.rfind(carried)
-        if len(carried) != len(_BLANK) or first == last:
-            return False
-        with memoryview(data) as view:
-            for start, stop in ((0, first), (first + len(carried), last), (last + len(carried), len(data))):
-                with view[start:stop] as part:
-                    hasher.update(part)
-                if stop < len(data):
-                    hasher.update(_BLANK)
-    return hasher.hexdigest().encode() == carried
+    size = os.fstat(file.fileno()).st_size
+    buffer = memoryview(bytearray(min(size, READ_BYTES)))
+    at = file.seek(0)
+    for place in (*places, size):
+        while at < place:
+            count = file.readinto(buffer[: place - at]) or 0
+            if not count:
+                break  # it is shorter by now
+            hasher.update(buffer[:count])
+            at += count
+        if place < size:
+            hasher.update(_BLANK)
+            at = file.seek(place + len(_BLANK))
+    return hasher.hexdigest().encode()
 
 
 def read_table(path: Path, *, verify: bool = False) -> pa.Table:
@@ -96,9 +148,12 @@ def read_table(path: Path, *, verify: bool = False) -> pa.Table:
     One of up to 64 MB is checked against its fingerprint, a larger one with ``verify``.
     Raises UserError when it is damaged.
     """
-    reader = _open(path)
-    if (verify or path.stat().st_size <= CHECKED_BYTES) and not is_intact(path):
-        raise _damaged(path, "it is other than when it was written")
+    # Opened once: it may be replaced meanwhile, and what is checked must be what is read.
+    with open(path, "rb", buffering=0) as file:
+        data = _mapped(path, file)
+        reader = _open(path, data)
+        if (verify or data.size <= CHECKED_BYTES) and not _is_intact(path, file):
+            raise _damaged(path, "it is other than when it was written")
     try:
         table = reader.read_all()
         table.validate()
@@ -107,15 +162,26 @@ def read_table(path: Path, *, verify: bool = False) -> pa.Table:
         raise _damaged(path, error) from None
 
 
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
-    source = pa.memory_map(str(path))
+def _mapped(path: Path, file: FileIO) -> pa.Buffer:
+    try:
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except ValueError:
+        raise _damaged(path, "it is empty") from None
+
+
+def _open(path: Path, source: pa.NativeFile | pa.Buffer) -> pa.ipc.RecordBatchFileReader:
     try:
         reader = pa.ipc.open_file(source)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
-    if b"fingerprint" not in (reader.schema.metadata or {}):
+    if not FINGERPRINT.fullmatch((reader.schema.metadata or {}).get(b"fingerprint", b"")):
         raise _damaged(path, "it carries no fingerprint")
     return reader
+
+
+def _carried(reader: pa.ipc.RecordBatchFileReader) -> bytes:
+    fingerprint: bytes = reader.schema.metadata[b"fingerprint"]
+    return fingerprint
 
 
 def _damaged(path: Path, why: object) -> UserError:

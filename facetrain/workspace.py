@@ -154,7 +154,7 @@ class Workspace:
         for path in (raw, aligned):
             if not _is_text(path):
                 raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8: rename the folder")
-        folder = self.folder / "datasets" / self._dataset_id(aligned)
+        folder = self.dataset_folder(aligned)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "dataset.json", {"raw": self._portable(raw), "aligned": self._portable(aligned)})
         return Dataset(self, folder)
@@ -170,7 +170,7 @@ class Workspace:
                 raise UserError(
                     f"no folder {aligned}: name an aligned tree, or run `ft align RAW {aligned}` first"
                 )
-            folder = self.folder / "datasets" / self._dataset_id(aligned)
+            folder = self.dataset_folder(aligned)
             if not (folder / "dataset.json").is_file():
                 raise MissingStage(
                     f"{aligned} was not aligned in this workspace: run `ft align RAW {aligned}` first"
@@ -193,10 +193,11 @@ class Workspace:
         folders = sorted((self.folder / "datasets").glob("*/dataset.json"))
         return [Dataset(self, path.parent) for path in folders]
 
-    def _dataset_id(self, aligned: Path) -> str:
+    def dataset_folder(self, aligned: Path) -> Path:
+        """Where what is known of this aligned tree lies, whether or not it is there."""
         portable = self._portable(aligned)
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(portable).name).strip("-.") or "dataset"
-        return f"{slug[:40]}-{blake3(os.fsencode(portable)).hexdigest()[:8]}"
+        return self.folder / "datasets" / f"{slug[:40]}-{blake3(os.fsencode(portable)).hexdigest()[:8]}"
 
     def _portable(self, path: Path) -> str:
         """Relative to the workspace where it lies beneath it, so that the whole folder can be moved."""

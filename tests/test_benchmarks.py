@@ -80,3 +80,28 @@ def test_lfws_last_set_is_kept_apart(tmp_path: Path) -> None:
     text = file.read_text().splitlines()
     assert text[0] == "10\t1"
     assert text[1:] == ["Dan\t1\t2", "Dan\t1\tEve\t1"] * 10
+
+
+def test_the_cache_benchmark_compares_with_bare_dali() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "cache.py"), "--crops", "60", "--rounds", "1"]
+    text = subprocess.run([*command, "--threads", "1"], capture_output=True, text=True, check=True).stdout
+    assert text.startswith("60 crops; ")
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == ["1"]
+
+
+def test_the_cache_benchmark_counts_what_changes_cost() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "cache.py"), "--changes", "--crops", "240"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [(what.strip(), int(decoded), int(written)) for what, decoded, _, written in rows] == [
+        ("first time", 240, 1),
+        ("nothing", 0, 0),
+        ("one photograph changed", 1, 1),
+        ("one added", 1, 1),
+        ("one removed", 0, 1),
+        ("one renamed", 0, 0),
+        ("all touched", 0, 0),
+        ("`ft prune --min 2`", 0, 0),
+        ("`ft split 0.1`", 0, 0),
+        ("`ft prune --undo`", 0, 0),
+    ]

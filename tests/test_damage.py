@@ -39,7 +39,7 @@ def test_verify_finds_one_flipped_bit_and_makes_the_shard_again(root: Path, ft: 
         data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
     )
     assert "damaged" not in ft(root, "cache").stdout, "a quick look cannot see it"
-    assert "damaged, and made again: 1 shard" in ft(root, "cache", "--verify").stdout
+    assert f"damaged, and made again now: {name}" in ft(root, "cache", "--verify").stdout
     assert shards(root) == before
 
 
@@ -48,7 +48,7 @@ def test_a_cut_shard_is_made_again_without_being_asked(root: Path, ft: Callable)
     before = shards(root)
     name, data = next(iter(before.items()))
     (root / ".ft" / "cache" / name).write_bytes(data[:1000])
-    assert "damaged, and made again: 1 shard" in ft(root, "cache").stdout
+    assert f"damaged, and made again now: {name}" in ft(root, "cache").stdout
     assert shards(root) == before
 
 
@@ -187,5 +187,6 @@ def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     result = CliRunner().invoke(main, ["-C", str(root), "split", "0.4"])
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: No space left on device: make room, and run the same command again to go on\n"
+        f"Error: {store(root) / 'split.arrow'}: No space left on device: "
+        f"make room, and run the same command again to go on\n"
     )

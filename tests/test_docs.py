@@ -184,6 +184,13 @@ def test_the_code_of_read_the_cache_runs(workspace: Path, capsys: pytest.Capture
     assert set(names["people"]) <= {"ann", "bob", "cat", "dan", "eve", "fay"}  # type: ignore[call-overload]
 
 
+def test_the_code_of_the_loader_page_runs(workspace: Path) -> None:
+    (code,) = blocks("explanation/loader.md", "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "loader.md", "exec"), names)
+    assert names["seen"]
+
+
 def test_the_code_of_the_python_page_runs(
     workspace: Path, ft: Callable[..., object], capsys: pytest.CaptureFixture
 ) -> None:

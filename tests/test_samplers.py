@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetrain.datasets.samplers import Draw, PeopleSampler
+from facetrain.datasets.samplers import Draw, PeopleSampler, ShuffledSampler
 from facetrain.errors import UserError
 
 COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=30).filter(
@@ -150,3 +150,67 @@ def test_too_little_to_draw_from(counts: list[int], people: int, images: int, sa
     with pytest.raises(UserError, match=says) as error:
         sampler_of(labels_of(counts), people, images)
     assert "\n" not in str(error.value)
+
+
+class TestFromTheMiddle:
+    """An epoch begun at any batch is the rest of the whole one."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(COUNTS, st.integers(0, 6), st.integers(0, 9), st.sampled_from([0, 3]))
+    def test_people(self, counts: list[int], epoch: int, start: int, extra: int) -> None:
+        sampler = sampler_of(labels_of(counts), extra_negatives=extra, batches_per_epoch=7)
+        assert same(list(sampler.epoch(epoch))[start:], list(sampler.epoch(epoch, start)))
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 60), st.booleans())
+    def test_shuffled(self, count: int, batch_size: int, start: int, drop_last: bool) -> None:
+        sampler = ShuffledSampler(
+            np.zeros(count, np.int64), seed=1, batch_size=min(batch_size, count), drop_last=drop_last
+        )
+        assert same(list(sampler.epoch(3))[start:], list(sampler.epoch(3, start)))
+
+
+class TestShuffled:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5))
+    def test_every_photograph_once_an_epoch(self, count: int, batch_size: int, epoch: int) -> None:
+        sampler = ShuffledSampler(np.zeros(count, np.int64), seed=0, batch_size=batch_size)
+        draws = list(sampler.epoch(epoch))
+        assert len(draws) == len(sampler) == -(-count // batch_size)
+        assert all(draw.num_anchors == len(draw.positions) for draw in draws)
+        assert all(len(draw.positions) == batch_size for draw in draws[:-1])
+        assert sorted(np.concatenate([draw.positions for draw in draws]).tolist()) == list(range(count))
+
+    def test_without_the_last(self) -> None:
+        sampler = ShuffledSampler(np.zeros(25, np.int64), seed=0, batch_size=10, drop_last=True)
+        assert [len(draw.positions) for draw in sampler.epoch(0)] == [10, 10]
+        assert len(sampler) == 2
+
+    def test_fewer_batches_than_the_epoch_has(self) -> None:
+        labels = np.zeros(100, np.int64)
+        few = ShuffledSampler(labels, seed=0, batch_size=10, batches_per_epoch=3)
+        assert same(list(few.epoch(0)), list(ShuffledSampler(labels, seed=0, batch_size=10).epoch(0))[:3])
+        assert len(ShuffledSampler(labels, seed=0, batch_size=10, batches_per_epoch=50)) == 10
+
+    def test_seed_and_epoch_decide(self) -> None:
+        def epoch(number: int, seed: int = 0) -> list[Draw]:
+            return list(ShuffledSampler(np.zeros(99, np.int64), seed=seed, batch_size=9).epoch(number))
+
+        assert same(epoch(0), epoch(0))
+        assert not same(epoch(0), epoch(1))
+        assert not same(epoch(0), epoch(0, seed=1))
+
+    def test_any_order_is_as_likely(self) -> None:
+        first = [
+            int(next(ShuffledSampler(np.zeros(10, np.int64), seed=0).epoch(e)).positions[0])
+            for e in range(2000)
+        ]
+        counts = np.bincount(first, minlength=10)
+        assert ((counts - 200) ** 2 / 200).sum() < 27.9, "chi-square, nine degrees of freedom, p = 0.001"
+
+    @pytest.mark.parametrize(
+        ("count", "batch_size", "says"), [(5, 0, "at least 1"), (5, 6, "5 photographs are not enough")]
+    )
+    def test_too_little(self, count: int, batch_size: int, says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            ShuffledSampler(np.zeros(count, np.int64), seed=0, batch_size=batch_size, drop_last=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from facetrain.tables import (
     dictionary_codes,
     find_sorted,
     is_intact,
+    naming,
     positions,
     put_rows,
     read_table,
@@ -113,6 +117,54 @@ def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
         flipped[position] ^= 1 << (position % 8)
         path.write_bytes(flipped)
         assert not is_intact(path), position
+        with pytest.raises(UserError, match=r"x.arrow is damaged"):
+            read_table(path)
+        with suppress(UserError):  # it may read as another one, and is never a crash
+            assert len(table_fingerprint(path) or "") == 64
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        assert not is_intact(path), size
+    path.write_bytes(data + b"\0")
+    assert not is_intact(path)
+
+
+def test_what_the_disk_cannot_read_is_not_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.arrow"
+    write_table(path, TABLE)
+    for code in (errno.EIO, errno.ESTALE):
+
+        def fails(*arguments: object, code: int = code) -> bytes:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(tables, "_hash", fails)
+        if code == errno.EIO:
+            assert not is_intact(path)
+        else:
+            with pytest.raises(OSError, match="Stale"):
+                is_intact(path)
+
+
+class TestNaming:
+    @pytest.mark.parametrize("name", [None, "/disk/.ft-tmp-12-ab", b"/disk/.ft-tmp-12-ab"])
+    def test_errors_without_a_name_and_of_temporary_files(self, name: str | bytes | None) -> None:
+        with pytest.raises(OSError, match="No space") as caught, naming(Path("/disk/x.arrow")):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        assert caught.value.filename == "/disk/x.arrow"
+
+    def test_others_keep_theirs(self) -> None:
+        with pytest.raises(OSError, match="Permission") as caught, naming(Path("/disk/x.arrow")):
+            raise OSError(errno.EACCES, "Permission denied", "/disk/y.arrow")
+        assert caught.value.filename == "/disk/y.arrow"
+
+    def test_of_a_table_it_is_the_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tables.pa, "OSFile", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            write_table(tmp_path / "x.arrow", TABLE)
+        assert caught.value.filename == str(tmp_path / "x.arrow")
+        assert list(tmp_path.iterdir()) == []
 
 
 WORDS = st.text("abc/", max_size=3)

@@ -14,6 +14,7 @@ from facetrain.commands.common import (
     FOLDER,
     count,
     dataset_argument,
+    device_option,
     dry_run_option,
     jobs_option,
     open_workspace,
@@ -25,8 +26,11 @@ from facetrain.errors import UserError
 from facetrain.image_spec import LANDMARK_SETS
 
 if TYPE_CHECKING:
+    from facetrain.datasets.collect import Garbage
     from facetrain.pipeline.data import People
     from facetrain.preprocess.align_tree import AlignReport
+
+SHOWN = 10  # damaged files that are named
 
 
 @click.command()
@@ -323,32 +327,67 @@ def split(
 
 @click.command()
 @dataset_argument
-@verify_option("Hash every crop and every shard; make damaged shards again.")
+@verify_option("Read every file of the dataset; make again what is damaged, or say how.")
+@click.option("--gc", is_flag=True, help="Only drop shards that nothing refers to; of all datasets.")
+@click.option("--dry-run", is_flag=True, help="With --gc: only say what would go.")
+@device_option
 @jobs_option("Threads.")
 @click.pass_context
-def cache(ctx: click.Context, aligned: Path | None, verify: bool, jobs: int) -> None:
+def cache(
+    ctx: click.Context, aligned: Path | None, verify: bool, gc: bool, dry_run: bool, device: str, jobs: int
+) -> None:
     """Decode the kept crops into Arrow shards (`ft train` does it when needed).
 
     Only what is new or changed is decoded. Any Arrow reader opens the shards in .ft/cache/.
     """
-    from facetrain.pipeline import data
+    from facetrain.pipeline import caching
 
-    report = data.cache(open_workspace(ctx), aligned, threads=jobs, verify=verify)
-    if report.shards_damaged:
-        click.echo(f"damaged, and made again: {count(report.shards_damaged, 'shard')}")
+    if gc:
+        if verify or aligned is not None:
+            raise UserError("--gc is for the whole workspace, and runs alone: `ft cache --gc`")
+        show_garbage(caching.collect_garbage(open_workspace(ctx), dry_run=dry_run), dry_run)
+        return
+    if dry_run:
+        raise UserError("--dry-run goes with --gc: `ft cache --gc --dry-run`")
+    workspace = open_workspace(ctx)
+    report = caching.cache(workspace, aligned, threads=jobs, device=device, verify=verify)
+    aligned_here = workspace.dataset(aligned).first_stage == "align"
+    for name in report.damaged[:SHOWN]:
+        by = "by the next `ft align`" if name == "raw.files.arrow" else "now"
+        click.echo(f"damaged, and made again {by}: {name}")
+    if len(report.damaged) > SHOWN:
+        click.echo(f"damaged, and made again now: {count(len(report.damaged) - SHOWN, 'more file')}")
     click.echo(
         f"{count(report.images, 'crop')} in {count(report.shards_written + report.shards_kept, 'shard')}, "
         f"{report.bytes / 1e6:,.0f} MB: {report.decoded:,} decoded, {report.copied:,} copied, "
         f"{count(report.shards_written, 'shard')} written; "
         f"{report.seconds:.1f} s"
     )
+    if report.changed:
+        then = "`ft align` makes them again" if aligned_here else "`ft index` takes note of it"
+        click.echo(f"{count(report.changed, 'crop')} changed since they were aligned or indexed: {then}")
     if report.undecodable:
         click.echo(
             f"{report.undecodable:,} crops cannot be decoded and are left out: "
             f"{os.path.relpath(report.undecodable_list)} (`ft align` makes again what has changed since)"
         )
     if report.absent:
-        click.echo(f"{report.absent:,} crops are gone from the aligned tree: `ft align` makes them again")
+        then = "`ft align` makes them again" if aligned_here else "`ft index` takes note of it"
+        click.echo(f"{report.absent:,} crops are gone from the aligned tree: {then}")
+
+
+def show_garbage(garbage: Garbage, dry_run: bool) -> None:
+    if garbage.files:
+        would = "would be " if dry_run else ""
+        click.echo(f"{would}dropped: {count(garbage.files, 'file')}, {garbage.bytes / 1e6:,.0f} MB")
+    else:
+        click.echo("nothing to drop")
+    if garbage.held_files:
+        click.echo(
+            f"kept, since running commands read them: {count(garbage.held_files, 'shard')}, "
+            f"{garbage.held_bytes / 1e6:,.0f} MB ({', '.join(garbage.holders[:3])}"
+            f"{f' and {len(garbage.holders) - 3:,} more' if len(garbage.holders) > 3 else ''})"
+        )
 
 
 @click.command("export-tree")

@@ -1,6 +1,6 @@
 """The manifest: where each photograph's pixels lie.
 
-cache.arrow (in the dataset's folder)   path, identity, content, shard, row; metadata: the shards, their sizes and hashes
+cache.arrow (in the dataset's folder)   path, identity, content, shard, row; metadata: the shards and their sizes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from facetrain.tables import CONTENT, read_table, write_table
 MANIFEST = pa.schema(
     [
         ("path", pa.large_string()),  # of the source photograph, as in the index; sorted
-        ("identity", pa.string()),
+        ("identity", pa.dictionary(pa.int32(), pa.string())),
         ("content", CONTENT),  # of the crop as it was decoded
         ("shard", pa.int32()),
         ("row", pa.int32()),  # within the shard
@@ -28,13 +28,12 @@ MANIFEST = pa.schema(
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where each photograph's pixels lie, as `MANIFEST`; and the shards' names, sizes in bytes and BLAKE3 by name."""
+    """Where each photograph's pixels lie, as `MANIFEST`; and the shards' names, and sizes in bytes by name."""
 
     table: pa.Table
     shards: list[str]
     spec: DecodeSpec
     sizes: dict[str, int]
-    hashes: dict[str, str]
 
     def write(self, store: Path) -> str:
         """Write it into a dataset's folder; return the file's fingerprint."""
@@ -42,7 +41,6 @@ class Manifest:
             "shards": self.shards,
             "decode_spec": asdict(self.spec),
             "sizes": self.sizes,
-            "hashes": self.hashes,
         }
         table = self.table.replace_schema_metadata({"facetrain.cache": json.dumps(facts)})
         return write_table(_path(store), table)
@@ -58,11 +56,7 @@ def read_manifest(store: Path) -> Manifest | None:
     except UserError:  # damaged: the shards are found again by their names
         return None
     facts = json.loads(table.schema.metadata[b"facetrain.cache"])
-    if "hashes" not in facts:  # written before they were kept: the shards are found again by their names
-        return None
-    return Manifest(
-        table, facts["shards"], DecodeSpec(**facts["decode_spec"]), facts["sizes"], facts["hashes"]
-    )
+    return Manifest(table, facts["shards"], DecodeSpec(**facts["decode_spec"]), facts["sizes"])
 
 
 def _path(store: Path) -> Path:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from facetrain.datasets.cache import decode_spec
 from facetrain.datasets.manifest import Manifest
-from facetrain.datasets.shards import map_shard
+from facetrain.datasets.shard_map import ShardMap
 from facetrain.errors import MissingStage, UserError
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index
+from facetrain.tables import positions, take
 
 
 class PhotoSet:
@@ -27,16 +25,13 @@ class PhotoSet:
         self.spec: ImageSpec = index.spec
         if manifest.spec != decode_spec(self.spec):
             raise MissingStage("the cache was made from other crops than the index names: run `ft cache`")
-        paths = index.rows["path"].take(pa.array(rows))
-        where = pc.index_in(paths, manifest.table["path"])
-        there = pc.is_valid(where).to_numpy()
+        where = positions(take(index.rows["path"], rows), manifest.table["path"])
+        there = where >= 0
         self.rows = rows[there]
         self.absent = int((~there).sum())  # kept rows without a crop in the cache
-        where = where.drop_null().to_numpy()
-        self._shard = manifest.table["shard"].to_numpy()[where]
-        self._row = manifest.table["row"].to_numpy()[where].astype(np.int64)
-        self._files = [shard_folder / name for name in manifest.shards]
-        self._views: dict[int, list[np.ndarray]] = {}
+        self.shards = ShardMap([shard_folder / name for name in manifest.shards], manifest.spec.row_bytes)
+        shard, row = (manifest.table[name].to_numpy()[where[there]] for name in ("shard", "row"))
+        self._slot = self.shards.slots(shard, row.astype(np.int64))
 
         person, names = index.people
         present = np.unique(person[self.rows])
@@ -49,28 +44,25 @@ class PhotoSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of every image."""
         return self.spec.size_px, self.spec.size_px, 3
 
-    def gather(self, positions: np.ndarray) -> np.ndarray:
-        """Copy images into one array: uint8 [len(positions), H, W, C]."""
-        out = np.empty((len(positions), *self.image_shape), np.uint8)
-        shards, rows = self._shard[positions], self._row[positions]
-        for number in np.unique(shards):
-            here = np.flatnonzero(shards == number)
-            first = 0
-            for view in self._view(int(number)):
-                inside = here[(rows[here] >= first) & (rows[here] < first + len(view))]
-                out[inside] = view[rows[inside] - first]
-                first += len(view)
-        return out
+    def gather(self, positions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy images into one array, uint8 [len(positions), H, W, C]: ``out`` (contiguous), or a new one.
 
-    def _view(self, number: int) -> list[np.ndarray]:
-        if number not in self._views:
-            self._views[number] = map_shard(self._files[number])
-        return self._views[number]
+        The one copy between the cache's files and the batch. Other threads run meanwhile.
+        """
+        if out is None:
+            out = np.empty((len(positions), *self.image_shape), np.uint8)
+        assert out.flags.c_contiguous
+        rows = out.reshape(len(positions), self.shards.row_bytes)
+        slots = self._slot[positions]
+        self.shards.will_need(slots)
+        # The slots are ours, and right; with mode "raise" NumPy would copy everything once more.
+        np.take(self.shards.images, slots, axis=0, out=rows, mode="clip")
+        return out
 
 
 def select_rows(index: Index, part: str | None) -> np.ndarray:

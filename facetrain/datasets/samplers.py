@@ -1,4 +1,7 @@
-"""Which photographs make up a batch. Deterministic in (seed, epoch); no state is carried from epoch to epoch."""
+"""Which photographs make up a batch. Deterministic in (seed, epoch); no state is carried from epoch to epoch.
+
+Positions are those of a `PhotoSet`, in the order of the index: how the cache is divided into shards plays no part.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,45 @@ class Draw:
 
     positions: np.ndarray
     num_anchors: int
+
+
+class ShuffledSampler:
+    """Every photograph once an epoch, in an order drawn anew for each; the last batch may be smaller.
+
+    drop_last: leave that one out. batches_per_epoch: only so many, of an epoch that would have more.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int = 256,
+        drop_last: bool = False,
+        batches_per_epoch: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"{batch_size} photographs in a batch: at least 1 is needed")
+        self.seed, self.batch_size, self._count = seed, batch_size, len(labels)
+        whole = len(labels) // batch_size if drop_last else -(-len(labels) // batch_size)
+        if not whole:
+            raise UserError(f"{len(labels)} photographs are not enough for a batch of {batch_size}")
+        self._length = min(batches_per_epoch or whole, whole)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def max_batch(self) -> int:
+        """The most photographs that a batch can hold."""
+        return self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        """The epoch's batches from position ``start`` on."""
+        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self._count)
+        for position in range(start, self._length):
+            drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield Draw(drawn, len(drawn))
 
 
 class PeopleSampler:
@@ -48,19 +90,26 @@ class PeopleSampler:
                 f"{images_per_person} photographs of a person in a batch: a triplet needs at least 2"
             )
         order = np.argsort(labels, kind="stable")
-        of_person = np.split(order, np.cumsum(np.bincount(labels))[:-1])
-        self._of_person = [positions for positions in of_person if len(positions) >= 2]
-        if len(self._of_person) < 2:
+        counts = np.bincount(labels)
+        first = np.cumsum(counts) - counts
+        # Our people are sorted by how many photographs they have: those of as many are shuffled in one go.
+        self._sizes = np.sort(counts[counts >= 2])
+        self._blocks = [
+            order[first[counts == size][:, None] + np.arange(size)] for size in np.unique(self._sizes)
+        ]
+        if len(self._sizes) < 2:
             raise UserError(
-                f"only {len(self._of_person)} of the training people has two or more photographs, at least 2 people are "
+                f"only {len(self._sizes)} of the training people has two or more photographs, at least 2 people are "
                 f"needed: `ft prune --min` with a smaller number keeps more"
             )
         self.images, self.extra_negatives = images_per_person, extra_negatives
         self._room = people_per_batch * images_per_person
         self._labels, self.seed = labels, seed
-        in_a_round = sum(min(len(positions), images_per_person) for positions in self._of_person)
-        photographs = sum(len(positions) for positions in self._of_person)
-        self._length = batches_per_epoch or max(1, round(photographs / min(self._room, in_a_round)))
+        self._size_list = self._sizes.tolist()  # for one look-up at a time
+        self._first = np.cumsum(self._sizes) - self._sizes  # where each person's begin
+        in_a_round = int(np.minimum(self._sizes, images_per_person).sum())
+        per_batch = min(self._room, in_a_round)
+        self._length = batches_per_epoch or max(1, round(int(self._sizes.sum()) / per_batch))
 
     def __len__(self) -> int:
         return self._length
@@ -70,34 +119,39 @@ class PeopleSampler:
         """The most photographs that a batch can hold."""
         return self._room + self.extra_negatives
 
-    def epoch(self, epoch: int) -> Iterator[Draw]:
-        """The epoch's batches."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        """The epoch's batches from position ``start`` on."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        shuffled = [rng.permutation(positions) for positions in self._of_person]
-        shown = np.zeros(len(shuffled), np.int64)
+        shuffled = np.concatenate([rng.permuted(block, axis=1).reshape(-1) for block in self._blocks])
         queue: deque[int] = deque()
-        for _ in range(self._length):
-            parts: dict[int, np.ndarray] = {}
-            twice = []
-            room = self._room
-            while room >= 2 and len(parts) < len(shuffled):
-                if not queue:
-                    queue.extend(rng.permutation(len(shuffled)).tolist())
-                person = queue.popleft()
-                if person in parts:
-                    twice.append(person)  # of the next round: for the next batch
-                    continue
-                parts[person] = self._next(shuffled[person], shown, person, room)
-                room -= len(parts[person])
-            queue.extendleft(reversed(twice))
-            positions = np.concatenate(list(parts.values()))
-            yield Draw(self._with_extra(positions, rng), len(positions))
+        shown = np.zeros(len(self._sizes), np.int64)
+        for position in range(self._length):
+            people, counts = self._choose(queue, rng)
+            # Of each, the photographs behind those that were shown last.
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            who = np.repeat(people, counts)
+            chosen = shuffled[self._first[who] + (shown[who] + within) % self._sizes[who]]
+            shown[people] += counts
+            draw = Draw(self._with_extra(chosen, rng), len(chosen))
+            if position >= start:
+                yield draw
 
-    def _next(self, photographs: np.ndarray, shown: np.ndarray, person: int, room: int) -> np.ndarray:
-        count = min(self.images, len(photographs), room)
-        start = shown[person]
-        shown[person] += count
-        return photographs[(start + np.arange(count)) % len(photographs)]
+    def _choose(self, queue: deque[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The people of a batch in the order of the queue, and how many photographs of each."""
+        people: dict[int, int] = {}
+        twice = []
+        room = self._room
+        while room >= 2 and len(people) < len(self._sizes):
+            if not queue:
+                queue.extend(rng.permutation(len(self._sizes)).tolist())
+            person = queue.popleft()
+            if person in people:
+                twice.append(person)  # of the next round: for the next batch
+                continue
+            people[person] = min(self.images, self._size_list[person], room)
+            room -= people[person]
+        queue.extendleft(reversed(twice))
+        return np.array(list(people)), np.array(list(people.values()))
 
     def _with_extra(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.extra_negatives:

@@ -8,6 +8,7 @@ changing or removing a photograph concerns one shard (or divides it).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +16,16 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
+from facetrain.datasets.shard_file import ShardFile, new_shard_file
 from facetrain.files import replacing
-from facetrain.tables import CONTENT
+from facetrain.tables import BLANK_FINGERPRINT, CONTENT, naming
 
 SHARD_BYTES = 64 << 20
+PADDING = "padding"  # of a record batch's metadata
 MAX_BATCH_VALUES = 2**31 - 1  # what an Arrow record batch can hold in a child array
+PIXEL_ALIGNMENT = (
+    1 << 16
+)  # bytes; where pixels begin in the file: every page size divides it (see `shard_map`)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class DecodeSpec:
 
     size_px: int
     channels: str
-    version: int = 1
+    version: int = 2  # 2: pixels begin at multiples of PIXEL_ALIGNMENT
 
     @property
     def row_bytes(self) -> int:
@@ -84,29 +90,75 @@ def shard_name(spec: DecodeSpec, identities: list[str], counts: list[int], conte
     return blake3(people.encode() + b"\0" + contents).hexdigest(16) + ".arrow"
 
 
-def shard_schema(spec: DecodeSpec) -> pa.Schema:
+def shard_schema(spec: DecodeSpec, decoder: str) -> pa.Schema:
     """image: canonical fixed_shape_tensor, uint8 HWC; content: the crop's BLAKE3; identity."""
     image = pa.fixed_shape_tensor(pa.uint8(), [spec.size_px, spec.size_px, 3], dim_names=["H", "W", "C"])
+    metadata = {b"facetrain.decode_spec": spec.to_json().encode(), b"facetrain.decoder": decoder.encode()}
     return pa.schema(
         [("image", image), ("content", CONTENT), ("identity", pa.string())],
-        metadata={"facetrain.decode_spec": spec.to_json()},
+        metadata=metadata | BLANK_FINGERPRINT,
     )
 
 
 def write_shard(
-    path: Path, spec: DecodeSpec, images: np.ndarray, contents: list[bytes], identities: list[str]
+    path: Path,
+    spec: DecodeSpec,
+    images: np.ndarray,
+    contents: list[bytes],
+    identities: list[str],
+    *,
+    decoder: str = "cpu",
+    on_written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write uint8 [n, size_px, size_px, 3] as an Arrow IPC file, uncompressed, whole or not at all."""
-    schema = shard_schema(spec)
+    """Write uint8 [n, size_px, size_px, 3] as an Arrow IPC file, uncompressed, whole or not at all.
+
+    It carries its fingerprint, as tables do (`tables.is_intact`). ``decoder``: what made the pixels, for its metadata.
+    ``on_written`` is called when ``images`` is no longer needed, before it is known to be on the disk.
+    """
+    schema = shard_schema(spec, decoder)
     per_batch = min(MAX_BATCH_VALUES // spec.row_bytes, len(images))
-    with replacing(path) as temp, pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with naming(path), replacing(path) as temp:
+        with new_shard_file(temp) as sink:
+            _write_batches(sink, schema, spec, images, contents, identities, per_batch)
+        on_written()
+
+
+def _write_batches(
+    sink: ShardFile,
+    schema: pa.Schema,
+    spec: DecodeSpec,
+    images: np.ndarray,
+    contents: list[bytes],
+    identities: list[str],
+    per_batch: int,
+) -> None:
+    with pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(images), per_batch):
             rows = slice(start, start + per_batch)
             flat = pa.array(images[rows].reshape(-1))
             storage = pa.FixedSizeListArray.from_arrays(flat, spec.row_bytes)
             image = pa.ExtensionArray.from_storage(schema.field("image").type, storage)
             columns = [image, pa.array(contents[rows], CONTENT), pa.array(identities[rows], pa.string())]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            batch = pa.record_batch(columns, schema=schema)
+            padding = -(sink.tell() + _header_bytes(batch.slice(0, 1), start == 0)) % PIXEL_ALIGNMENT
+            writer.write_batch(batch, custom_metadata={PADDING: " " * padding})
+
+
+def _header_bytes(batch: pa.RecordBatch, first: bool) -> int:
+    """Bytes that an Arrow file holds of a batch ahead of its pixels when no padding is in its metadata.
+
+    Of the first that is written, the schema's too: it is written with it.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        if not first:
+            writer.write_batch(batch)
+        before = sink.tell()
+        writer.write_batch(batch, custom_metadata={PADDING: ""})
+    written = sink.getvalue()
+    last = pa.ipc.open_file(written).get_batch(0 if first else 1)
+    pixels = last.column("image").storage.values.buffers()[1]
+    return int(pixels.address - written.address - before)
 
 
 def map_shard(path: Path) -> list[np.ndarray]:
@@ -120,3 +172,10 @@ def map_shard(path: Path) -> list[np.ndarray]:
         size = image.type.shape
         views.append(values[: len(image) * int(np.prod(size))].reshape(len(image), *size))
     return views
+
+
+def decoder_of(path: Path) -> str:
+    """What made the pixels of a shard: "cpu", "mixed" (a GPU), or "cpu+mixed"."""
+    with pa.memory_map(str(path)) as source:
+        decoder: bytes = pa.ipc.open_file(source).schema.metadata[b"facetrain.decoder"]
+    return decoder.decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 
 from facetrain.files import write_csv
 from facetrain.index import Index
-from facetrain.tables import CONTENT, write_table
+from facetrain.tables import CONTENT, positions, write_table
 
 UNDECODABLE = pa.schema([("path", pa.large_string()), ("content", CONTENT), ("reason", pa.string())])
 
@@ -36,14 +37,18 @@ class Undecodable:
         return self.path.with_suffix(".csv")
 
 
-def forget_replaced(index: Index, files: pa.Table) -> Undecodable:
-    """The crops known to be undecodable, without those that are gone or have another content now."""
+def forget_replaced(index: Index, content_of: Callable[[pa.ChunkedArray], list[bytes | None]]) -> Undecodable:
+    """The crops known to be undecodable, without those that are gone or have another content now.
+
+    ``content_of`` gives the contents of crops by their paths (null for none), None for one that is not there.
+    """
     path, known = index.folder / "undecodable.arrow", index.undecodable
     if known is None or known.num_rows == 0:
         return Undecodable(path, [])
-    row = pc.index_in(known["path"], index.rows["path"])
-    position = pc.index_in(index.rows["aligned"].take(row), files["aligned"])
-    still = pc.equal(known["content"], files["content"].take(position)).fill_null(False)
-    undecodable = Undecodable(path, [tuple(row.values()) for row in known.filter(still).to_pylist()])
+    row = pa.array(positions(known["path"], index.rows["path"]))
+    crops = index.rows["aligned"].take(pc.if_else(pc.less(row, 0), None, row))
+    rows = [tuple(row.values()) for row in known.to_pylist()]
+    still = [row for row, content in zip(rows, content_of(crops), strict=True) if row[1] == content]
+    undecodable = Undecodable(path, still)
     undecodable.save()
     return undecodable

@@ -1,4 +1,4 @@
-"""ft align, prune, split, cache and export-tree: from photographs to shards, each stage with its record."""
+"""ft align, index, prune, split and export-tree: from photographs to an index, each stage with its record."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from facetrain.cluster import THREADS_TO_COME, count_threads, dask_pool
-from facetrain.datasets.cache import CacheReport, build_cache
-from facetrain.datasets.manifest import read_manifest
-from facetrain.errors import MissingStage, UserError
+from facetrain.errors import UserError
 from facetrain.index import Index, read_index
 from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.preprocess.export_tree import export_tree as write_tree
 from facetrain.preprocess.index_tree import Declared, index_tree, spec_of
-from facetrain.preprocess.journal import JOURNAL
 from facetrain.preprocess.prune import prune as enough_photographs
 from facetrain.preprocess.row_update import Pool, Work
 from facetrain.preprocess.split import split as assign
 from facetrain.progress import Progress
-from facetrain.tables import positions
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 
@@ -124,7 +120,8 @@ def _check_target(workspace: Workspace, raw: Path, aligned: Path) -> None:
         raise UserError(
             f"{aligned} holds crops that were made elsewhere: name another folder for those of {raw}"
         )
-    if known is None and aligned.is_dir() and any(aligned.iterdir()):
+    index = workspace.dataset_folder(aligned) / "rows.arrow"  # there where only dataset.json is damaged
+    if known is None and not index.is_file() and aligned.is_dir() and any(aligned.iterdir()):
         raise UserError(
             f"{aligned} is not empty, and this workspace knows nothing of what is in it: name a new or empty folder "
             f"for the crops (`ft index` uses crops that are there)"
@@ -213,44 +210,6 @@ def undo(workspace: Workspace, aligned: Path | None, stage: str) -> bool:
         dataset.forget(stage)
         path.unlink(missing_ok=True)
         return there
-
-
-def cache(workspace: Workspace, aligned: Path | None, *, threads: int, verify: bool = False) -> CacheReport:
-    """Bring the decoded cache up to date; ``verify`` hashes every crop and every shard on the way."""
-    with workspace.lock():
-        dataset = workspace.dataset(aligned)
-        if (dataset.folder / JOURNAL).is_file():
-            stage = dataset.first_stage
-            raise MissingStage(
-                f"an {stage} of {dataset.aligned} was interrupted: run `ft {stage}` again to finish it"
-            )
-        index = read_index(dataset.folder)
-        inputs = {"rows": index.fingerprint, "kept": index.kept_fingerprint}
-        with Progress("decoding", "crops") as bar:
-            report = build_cache(
-                index,
-                dataset.aligned,
-                workspace.folder / "cache",
-                threads=threads,
-                verify=verify,
-                on_start=bar.begin,
-                on_progress=lambda crops, size: bar.advance(crops, f"{size / 1e6:,.0f} MB"),
-            )
-        manifest = read_manifest(dataset.folder)
-        assert manifest is not None
-        cached = positions(index.rows["path"], manifest.table["path"]) >= 0
-        index.write_column("cached", pa.array(cached))
-        counts = {
-            "images": report.images,
-            "undecodable": report.undecodable,
-            "absent": report.absent,
-            "bytes": report.bytes,
-        }
-        record = StageRecord("cache", {}, inputs, report.fingerprint, counts, round(report.seconds, 2))
-        old = dataset.record("cache")
-        if old is None or (old.inputs, old.output) != (inputs, report.fingerprint):
-            dataset.write_record(record)
-        return report
 
 
 def export_tree(workspace: Workspace, aligned: Path | None, out: Path) -> dict[str, int]:

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import torch
 
 from facetrain.datasets.crop_files import read_crops
-from facetrain.datasets.loader import plain_batches, to_device
-from facetrain.datasets.manifest import read_manifest
+from facetrain.datasets.leases import open_manifest
+from facetrain.datasets.loader import plain_batches, scaled
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError
 from facetrain.evaluate.figures import roc_figure
@@ -25,7 +25,8 @@ from facetrain.evaluate.verification import VerificationResult, make_pairs, roc,
 from facetrain.files import write_json
 from facetrain.image_spec import ImageSpec, require_same
 from facetrain.index import ALIGNED, read_index
-from facetrain.pipeline.data import align_some, cache
+from facetrain.pipeline.caching import cache
+from facetrain.pipeline.data import align_some
 from facetrain.preprocess.align_tree import SPEC_FILE
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.progress import Progress
@@ -142,14 +143,14 @@ def evaluate_split(
     index = read_index(dataset.folder)
     require_same(info.image_spec, f"checkpoint {checkpoint}", index.spec, f"dataset {dataset.aligned}")
     rows = select_rows(index, "val")
-    cache(workspace, dataset.aligned, threads=jobs)
-    manifest = read_manifest(dataset.folder)
-    assert manifest is not None
-    photos = PhotoSet(read_index(dataset.folder), manifest, workspace.folder / "cache", rows)
-    pairs = make_pairs(photos.labels, num_pairs=num_pairs, seed=seed)
-    with Progress("embedding", "photographs") as bar:
-        bar.begin(len(photos))
-        embeddings = embed(network, _counted(plain_batches(photos, device), bar))
+    cache(workspace, dataset.aligned, threads=jobs, device=str(device))
+    shards = workspace.folder / "cache"
+    with open_manifest(dataset.folder, shards, "`ft evaluate`") as manifest:
+        photos = PhotoSet(read_index(dataset.folder), manifest, shards, rows)
+        pairs = make_pairs(photos.labels, num_pairs=num_pairs, seed=seed)
+        with Progress("embedding", "photographs") as bar:
+            bar.begin(len(photos))
+            embeddings = embed(network, _counted(plain_batches(photos, device, threads=jobs), bar))
     scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
     facts = {
         "protocol": "split",
@@ -215,7 +216,7 @@ def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
 def _tensors(
     crops: Iterator[np.ndarray], info: NetworkInfo, device: torch.device, bar: Progress
 ) -> Iterator[torch.Tensor]:
-    return _counted((to_device(batch, info.image_spec, device) for batch in crops), bar)
+    return _counted((scaled(torch.from_numpy(batch).to(device), info.image_spec) for batch in crops), bar)
 
 
 def _counted(batches: Iterable[torch.Tensor], bar: Progress) -> Iterator[torch.Tensor]:

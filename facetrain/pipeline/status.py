@@ -19,6 +19,7 @@ from facetrain.tables import find_sorted, positions, table_fingerprint, take
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 WALK_UP_TO = 200_000  # photographs; beyond, RAW is compared with the index only on request
+WORTH_DROPPING = 0.1  # of the cache: `ft cache --gc` is hinted at beyond
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,26 @@ def _split(dataset: Dataset, index: Index) -> Line:
 
 
 def _cache(dataset: Dataset, index: Index) -> Line:
+    line = _state_of_cache(dataset, index)
+    superseded = _superseded_bytes(dataset.workspace.folder)
+    if not superseded:
+        return line
+    hint = f"nothing refers to another {superseded / 1e6:,.0f} MB of shards: `ft cache --gc` drops them"
+    return Line("cache", line.state, f"{line.detail}; {hint}")
+
+
+def _superseded_bytes(folder: Path) -> int:
+    """Bytes of the shards that nothing refers to, when they are more than a tenth of all; else 0."""
+    from facetrain.datasets.collect import shards_in, unreferenced_shards
+
+    try:
+        superseded = sum(unreferenced_shards(folder, verify=False).values())
+    except (UserError, OSError):
+        return 0  # another dataset's list is damaged; `ft cache --gc` will say so
+    return superseded if superseded > WORTH_DROPPING * sum(shards_in(folder / "cache").values()) else 0
+
+
+def _state_of_cache(dataset: Dataset, index: Index) -> Line:
     from facetrain.datasets.manifest import read_manifest
 
     record, manifest = dataset.record("cache"), read_manifest(dataset.folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from torch import nn
 
 from facetrain import __version__
 from facetrain.config import TrainConfig, train_config
+from facetrain.datasets.leases import open_manifest
 from facetrain.datasets.loader import TrainingBatches, plain_batches
-from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.verification import make_pairs, verify
 from facetrain.files import write_bytes, write_json
 from facetrain.index import read_index
-from facetrain.pipeline.data import cache
+from facetrain.pipeline.caching import cache
 from facetrain.plugins import check_arguments, resolve
 from facetrain.tables import table_fingerprint
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
@@ -75,23 +76,23 @@ def start(
     if folder.exists():
         raise UserError(f"there is a run '{folder.name}' already: choose another --name")
     dataset = workspace.dataset(aligned)
-    parts = _prepare(workspace, dataset, config, torch_device, threads, say)
-    photos = parts.photos
-
-    folder.mkdir(parents=True)
-    store = dataset.folder
-    facts = {
-        "config": config.model_dump(),
-        "dataset": store.name,
-        "people": len(photos.identities),
-        "photographs": len(photos),
-        "image_spec": json.loads(photos.spec.to_json()),
-        "inputs": {part: table_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")},
-        "versions": {"facetrain": __version__, "torch": torch.__version__},
-    }
-    write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
-    write_json(folder / "config.json", facts)
-    return _run(folder, config, parts, torch_device, reporter, say)
+    with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
+        photos = parts.photos
+        folder.mkdir(parents=True)
+        store = dataset.folder
+        inputs = {part: table_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")}
+        facts = {
+            "config": config.model_dump(),
+            "dataset": store.name,
+            "people": len(photos.identities),
+            "photographs": len(photos),
+            "image_spec": json.loads(photos.spec.to_json()),
+            "inputs": inputs,
+            "versions": {"facetrain": __version__, "torch": torch.__version__},
+        }
+        write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
+        write_json(folder / "config.json", facts)
+        return _run(folder, config, parts, torch_device, reporter, say)
 
 
 def resume(
@@ -133,8 +134,8 @@ def resume(
             f"start a new run with `ft train`"
         )
     torch_device = device_of(device)
-    parts = _prepare(workspace, dataset, config, torch_device, threads, say)
-    return _run(folder, config, parts, torch_device, reporter, say)
+    with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
+        return _run(folder, config, parts, torch_device, reporter, say)
 
 
 def _epochs_asked(folder: Path) -> int:
@@ -168,14 +169,16 @@ def _free_name(workspace: Workspace, config: TrainConfig) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
 
 
+@contextmanager
 def _photographs(
-    workspace: Workspace, dataset: Dataset, threads: int, say: Callable[[str], None]
-) -> tuple[PhotoSet, PhotoSet]:
-    """Training and validation photographs, decoded now where they are not yet."""
+    dataset: Dataset, run: str, device: torch.device, threads: int, say: Callable[[str], None]
+) -> Iterator[tuple[PhotoSet, PhotoSet]]:
+    """Training and validation photographs, decoded now where they are not yet; their shards stay while the block runs."""
+    workspace = dataset.workspace
     index = read_index(dataset.folder)
     if index.split is None:
         raise MissingStage("the photographs are not split yet: run `ft split 0.1` first")
-    report = cache(workspace, dataset.aligned, threads=threads)
+    report = cache(workspace, dataset.aligned, threads=threads, device=str(device))
     if report.shards_written:
         say(f"cached {report.images:,} crops ({report.decoded:,} decoded) in {report.seconds:.1f} s")
     if report.undecodable:
@@ -185,11 +188,12 @@ def _photographs(
             f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again"
         )
     index = read_index(dataset.folder)  # the cache may have rejected some
-    manifest = read_manifest(dataset.folder)
-    assert manifest is not None
     shards = workspace.folder / "cache"
-    train, val = (PhotoSet(index, manifest, shards, select_rows(index, part)) for part in ("train", "val"))
-    return train, val
+    with open_manifest(dataset.folder, shards, f"run '{run}'") as manifest:
+        train, val = (
+            PhotoSet(index, manifest, shards, select_rows(index, part)) for part in ("train", "val")
+        )
+        yield train, val
 
 
 @dataclass(frozen=True)
@@ -203,20 +207,21 @@ class _Parts:
     validators: list[Validator]
 
 
-def _prepare(
-    workspace: Workspace,
+@contextmanager
+def _prepared(
     dataset: Dataset,
+    run: str,
     config: TrainConfig,
     device: torch.device,
     threads: int,
     say: Callable[[str], None],
-) -> _Parts:
+) -> Iterator[_Parts]:
     notes: list[str] = []  # said once nothing can be wrong any more
-    photos, val = _photographs(workspace, dataset, threads, notes.append)
-    parts = _build(config, photos, val, device, threads)
-    for note in notes:
-        say(note)
-    return parts
+    with _photographs(dataset, run, device, threads, notes.append) as (photos, val):
+        parts = _build(config, photos, val, device, threads)
+        for note in notes:
+            say(note)
+        yield parts
 
 
 def _build(
@@ -239,7 +244,7 @@ def _build(
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
-    return _Parts(photos, backbone, trainer, batches, [split_validator(val, config, device)])
+    return _Parts(photos, backbone, trainer, batches, [split_validator(val, config, device, threads)])
 
 
 def _run(
@@ -282,12 +287,12 @@ def _run(
     return TrainSummary(folder.name, folder, finished, best if best.is_file() else None)
 
 
-def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device) -> Validator:
+def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device, threads: int) -> Validator:
     """Verification on pairs of the validation photographs: the same pairs at every epoch."""
     pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
 
     def validate(embed: Any) -> dict[str, float]:
-        embeddings = embed(plain_batches(val, device))
+        embeddings = embed(plain_batches(val, device, threads=threads))
         scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
         result = verify(scores, pairs.same, pairs.folds)
         return {
