@@ -37,6 +37,8 @@ bench: setup     ## benchmarks on the processor; figures go to docs/performance.
 	$(BIN)/python benchmarks/align.py
 	$(BIN)/python benchmarks/index.py --rows 1000000 --files 50000
 	$(BIN)/python benchmarks/importing.py
+	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/loader.py
 
 gpu:             ## GPU tests and benchmarks, with the environment there is; says so where there is no GPU
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py

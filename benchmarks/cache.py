@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 from _common import hardware
 
-from facetrain.datasets.cache import build_cache
+from facetrain.datasets.cache.build import build_cache
 from facetrain.image_spec import ImageSpec
 from facetrain.index import read_index
 from facetrain.pipeline.data import index as index_crops

@@ -30,8 +30,8 @@ import torch
 from _common import ft, hardware
 
 from facetrain.datasets.augment import Augment
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.loader import TrainingBatches, gathered
-from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.datasets.samplers import Draw, PeopleSampler, ShuffledSampler
 from facetrain.index import read_index

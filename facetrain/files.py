@@ -60,6 +60,18 @@ def file_fingerprint(path: Path) -> str:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, or a temporary one, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            named = error.filename and not Path(os.fsdecode(error.filename)).name.startswith(TEMP_PREFIX)
+            error.filename = error.filename if named else str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block ends well it takes ``path``'s place in one step.
 
@@ -69,36 +81,38 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     new one, never half of either. Leave it out for files whose content is checked by hash anyway.
     """
     temp = temp_path(path.parent, os.urandom(4).hex())
-    try:
-        yield temp
-        if not temp.exists():
-            return
-        if sync:
-            with open(temp, "rb") as handle:
-                os.fsync(handle.fileno())
-        os.replace(temp, path)
-        if sync:
-            fsync_folder(path.parent)
-    finally:
-        temp.unlink(missing_ok=True)
+    with naming(path):
+        try:
+            yield temp
+            if not temp.exists():
+                return
+            if sync:
+                with open(temp, "rb") as handle:
+                    os.fsync(handle.fileno())
+            os.replace(temp, path)
+            if sync:
+                fsync_folder(path.parent)
+        finally:
+            temp.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write ``data`` to ``path``, whole or not at all; as `replacing` does, in fewer steps for many small files."""
     temp = f"{path.parent}{os.sep}{_temp_name(os.urandom(4).hex())}"
-    try:
-        with open(temp, "wb") as handle:
-            handle.write(data)
-            if sync:
-                handle.flush()
-                os.fsync(handle.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temp)
-        raise
-    if sync:
-        fsync_folder(path.parent)
+    with naming(path):
+        try:
+            with open(temp, "wb") as handle:
+                handle.write(data)
+                if sync:
+                    handle.flush()
+                    os.fsync(handle.fileno())
+            os.replace(temp, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temp)
+            raise
+        if sync:
+            fsync_folder(path.parent)
 
 
 def write_if_changed(path: Path, data: bytes) -> None:

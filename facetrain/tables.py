@@ -10,8 +10,6 @@ import errno
 import mmap
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import pyarrow.compute as pc
 from blake3 import blake3
 
 from facetrain.errors import UserError
-from facetrain.files import TEMP_PREFIX, file_fingerprint, replacing
+from facetrain.files import file_fingerprint, replacing
 
 CONTENT = pa.binary(32)  # BLAKE3
 CHUNK_ROWS = 1 << 17
@@ -43,7 +41,7 @@ def write_table(path: Path, table: pa.Table) -> str:
         if pa.types.is_dictionary(column.type):
             table = table.set_column(number, table.field(number), _with_one_dictionary(column))
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **BLANK_FINGERPRINT})
-    with naming(path), replacing(path) as temp:
+    with replacing(path) as temp:
         with pa.OSFile(str(temp), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             for start in range(0, table.num_rows, CHUNK_ROWS):
                 writer.write_table(table.slice(start, CHUNK_ROWS).combine_chunks())
@@ -51,18 +49,6 @@ def write_table(path: Path, table: pa.Table) -> str:
         if _carries(path, fingerprint):
             temp.unlink()
     return fingerprint
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file, or a temporary one, name ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            named = error.filename and not Path(os.fsdecode(error.filename)).name.startswith(TEMP_PREFIX)
-            error.filename = error.filename if named else str(path)
-        raise
 
 
 def fill_in_fingerprint(path: Path) -> str:

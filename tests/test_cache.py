@@ -21,16 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facetrain import file_table
-from facetrain.datasets import cache as module
-from facetrain.datasets import crop_reader, decode, shard_file, shards
-from facetrain.datasets.cache import CacheReport, build_cache
-from facetrain.datasets.crop_files import read_crops
-from facetrain.datasets.decode import DecodeBatch, Decoder
-from facetrain.datasets.manifest import Manifest, read_manifest
-from facetrain.datasets.photo_set import PhotoSet, select_rows
-from facetrain.datasets.plan import Plan, in_order, make_plan
-from facetrain.datasets.shard_file import aligned_array
-from facetrain.datasets.shards import (
+from facetrain.datasets.cache import build as module
+from facetrain.datasets.cache import crop_reader, decode, shard_file, shards
+from facetrain.datasets.cache.build import CacheReport, build_cache
+from facetrain.datasets.cache.decode import DecodeBatch, Decoder
+from facetrain.datasets.cache.manifest import Manifest, read_manifest
+from facetrain.datasets.cache.plan import Plan, in_order, make_plan
+from facetrain.datasets.cache.shard_file import aligned_array
+from facetrain.datasets.cache.shards import (
     DecodeSpec,
     assign_leaves,
     decoder_of,
@@ -39,6 +37,8 @@ from facetrain.datasets.shards import (
     shard_name,
     write_shard,
 )
+from facetrain.datasets.crop_files import read_crops
+from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError
 from facetrain.file_table import FileTable
 from facetrain.files import TEMP_PREFIX

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from facetrain.datasets import shards
+from facetrain.datasets.cache import shards
 from facetrain.files import TEMP_PREFIX
 from facetrain.image_spec import ImageSpec
 from facetrain.workspace import Workspace
@@ -31,10 +31,10 @@ PRELUDE = f"""
 import json, os, shutil, subprocess, sys
 from pathlib import Path
 from click.testing import CliRunner
-import facetrain.datasets.shards
+import facetrain.datasets.cache.shards
 from facetrain.cli import main
 
-facetrain.datasets.shards.SHARD_BYTES = 12 * 32 * 32 * 3
+facetrain.datasets.cache.shards.SHARD_BYTES = 12 * 32 * 32 * 3
 root = Path(sys.argv[1])
 
 def mount(*options):
@@ -277,10 +277,10 @@ class TestMoved:
 # `ft cache` that stops itself once it has the lock and has written a shard.
 STOPS = """
 import os, signal
-import facetrain.datasets.shards
+import facetrain.datasets.cache.shards
 from facetrain.cli import main
 
-facetrain.datasets.shards.SHARD_BYTES = 12 * 32 * 32 * 3
+facetrain.datasets.cache.shards.SHARD_BYTES = 12 * 32 * 32 * 3
 replace = os.replace
 stopped = False
 

@@ -24,8 +24,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.export_parquet import dataset_card
-from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index, read_index

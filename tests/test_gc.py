@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from facetrain.datasets import gpus, leases, shards
-from facetrain.datasets.collect import collect, unreferenced_shards
-from facetrain.datasets.leases import open_manifest, read_leases, shards_in_use
-from facetrain.datasets.manifest import read_manifest
+from facetrain.datasets.cache import gpus, leases, shards
+from facetrain.datasets.cache.collect import collect, unreferenced_shards
+from facetrain.datasets.cache.leases import open_manifest, read_leases, shards_in_use
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.errors import MissingStage, UserError
 from facetrain.files import TEMP_PREFIX
 from facetrain.workspace import Workspace
@@ -71,8 +71,8 @@ def referred(root: Path) -> list[str]:
 READER = """
 import sys, time
 from pathlib import Path
-from facetrain.datasets.leases import open_manifest
-from facetrain.datasets.shards import map_shard
+from facetrain.datasets.cache.leases import open_manifest
+from facetrain.datasets.cache.shards import map_shard
 
 store, cache, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 with open_manifest(store, cache, "a test") as manifest:
@@ -90,8 +90,8 @@ with open_manifest(store, cache, "a test") as manifest:
 READS_AGAIN_AND_AGAIN = """
 import sys
 from pathlib import Path
-from facetrain.datasets.leases import open_manifest
-from facetrain.datasets.shards import map_shard
+from facetrain.datasets.cache.leases import open_manifest
+from facetrain.datasets.cache.shards import map_shard
 
 store, cache, stop = (Path(argument) for argument in sys.argv[1:])
 print("reading", flush=True)

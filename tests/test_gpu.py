@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from facetrain.datasets.cache import build_cache
-from facetrain.datasets.decode import DecodeBatch, Decoder
-from facetrain.datasets.shards import decoder_of, map_shard
+from facetrain.datasets.cache.build import build_cache
+from facetrain.datasets.cache.decode import DecodeBatch, Decoder
+from facetrain.datasets.cache.shards import decoder_of, map_shard
 from facetrain.index import read_index
 from facetrain.kernels.mining import mine_triplets
 from facetrain.train.checkpoint import build_backbone

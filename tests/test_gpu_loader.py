@@ -10,8 +10,8 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.loader import TrainingBatches, plain_batches
-from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.datasets.samplers import PeopleSampler
 from facetrain.index import read_index

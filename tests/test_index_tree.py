@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from facetrain.datasets.manifest import read_manifest
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index, read_index
 from facetrain.preprocess.align_tree import SPEC_FILE

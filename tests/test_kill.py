@@ -27,10 +27,10 @@ CACHE = ("cache", "-j", "2")
 # itself once a file has taken its place for the so manieth time: after every single step, over the runs.
 FT = """
 import os, signal
-import facetrain.datasets.shards
+import facetrain.datasets.cache.shards
 from facetrain.cli import main
 
-facetrain.datasets.shards.SHARD_BYTES = 7 * 48 * 48 * 3
+facetrain.datasets.cache.shards.SHARD_BYTES = 7 * 48 * 48 * 3
 left = int(os.environ.get("KILL_AFTER", "0"))
 replace = os.replace
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from facetrain.batch import Batch
-from facetrain.datasets import shards
+from facetrain.datasets.cache import shards
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.loader import Memory, TrainingBatches, gathered, in_order, plain_batches
-from facetrain.datasets.manifest import read_manifest
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.datasets.samplers import PeopleSampler, ShuffledSampler
 from facetrain.index import read_index

@@ -29,8 +29,8 @@ def shards(
 ) -> list[Path]:
     """The shards of the workspace ``root``."""
     if request.param != "one shard":
-        monkeypatch.setattr("facetrain.datasets.shards.SHARD_BYTES", 12 * SIZE_PX * SIZE_PX * 3)
-        monkeypatch.setattr("facetrain.datasets.shards.MAX_BATCH_VALUES", 4 * SIZE_PX * SIZE_PX * 3)
+        monkeypatch.setattr("facetrain.datasets.cache.shards.SHARD_BYTES", 12 * SIZE_PX * SIZE_PX * 3)
+        monkeypatch.setattr("facetrain.datasets.cache.shards.MAX_BATCH_VALUES", 4 * SIZE_PX * SIZE_PX * 3)
     ft(root, "cache", "-j", 1)
     found = sorted((root / ".ft" / "cache").glob("*.arrow"))
     assert len(found) == 1 if request.param == "one shard" else len(found) > 1

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facetrain.datasets import shard_map, shards
+from facetrain.datasets import shard_map
+from facetrain.datasets.cache import shards
+from facetrain.datasets.cache.shards import DecodeSpec, write_shard
 from facetrain.datasets.shard_map import ShardMap
-from facetrain.datasets.shards import DecodeSpec, write_shard
 from facetrain.errors import UserError
 
 

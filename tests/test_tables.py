@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from facetrain import tables
 from facetrain.errors import UserError
+from facetrain.files import naming
 from facetrain.tables import (
     dictionary_codes,
     find_sorted,
     is_intact,
-    naming,
     positions,
     put_rows,
     read_table,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from facetrain import tables
 from facetrain.cli import main
-from facetrain.datasets import shards
+from facetrain.datasets.cache import shards
 from facetrain.image_spec import ImageSpec
 from facetrain.pipeline import checking, data
 from facetrain.preprocess.aligner import AlignSettings
@@ -316,7 +316,9 @@ def test_a_dataset_that_cannot_be_read_at_all_is_made_known_again(finished: Path
     assert "run `ft align` again" in said
     ft(finished, "align", finished / "raw", finished / "aligned", "--size", 32)
     assert path.read_text() == whole
-    assert {p: p.stat().st_mtime_ns for p in (finished / "aligned").rglob("*.jpg")} == crops, "none was made again"
+    assert {p: p.stat().st_mtime_ns for p in (finished / "aligned").rglob("*.jpg")} == crops, (
+        "none was made again"
+    )
 
 
 def test_crops_made_elsewhere(root: Path, ft: Callable) -> None:

@@ -26,7 +26,7 @@ from facetrain.errors import UserError
 from facetrain.image_spec import LANDMARK_SETS
 
 if TYPE_CHECKING:
-    from facetrain.datasets.collect import Garbage
+    from facetrain.datasets.cache.collect import Garbage
     from facetrain.pipeline.data import People
     from facetrain.preprocess.align_tree import AlignReport
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facetrain.datasets.decode import Decoder
+from facetrain.datasets.cache.decode import Decoder
 from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
 

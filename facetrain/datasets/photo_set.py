@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from facetrain.datasets.cache import decode_spec
-from facetrain.datasets.manifest import Manifest
+from facetrain.datasets.cache.build import decode_spec
+from facetrain.datasets.cache.manifest import Manifest
 from facetrain.datasets.shard_map import ShardMap
 from facetrain.errors import MissingStage, UserError
 from facetrain.image_spec import ImageSpec

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from facetrain.datasets.cache import CacheReport, build_cache
-from facetrain.datasets.collect import Garbage, collect
-from facetrain.datasets.gpus import decoding_device
-from facetrain.datasets.manifest import Manifest, read_manifest
+from facetrain.datasets.cache.build import CacheReport, build_cache
+from facetrain.datasets.cache.collect import Garbage, collect
+from facetrain.datasets.cache.gpus import decoding_device
+from facetrain.datasets.cache.manifest import Manifest, read_manifest
 from facetrain.errors import MissingStage, UserError
+from facetrain.files import naming
 from facetrain.index import Index, read_index
 from facetrain.pipeline.checking import remove_damaged_lists, verify_dataset
 from facetrain.preprocess.journal import JOURNAL
 from facetrain.progress import Progress
-from facetrain.tables import naming, positions
+from facetrain.tables import positions
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 
@@ -71,8 +72,7 @@ def cache(
         record = StageRecord("cache", {}, inputs, report.fingerprint, counts, round(report.seconds, 2))
         old = dataset.record("cache")
         if old is None or (old.inputs, old.output, old.counts) != (inputs, report.fingerprint, counts):
-            with naming(dataset.folder / "stages" / "cache.json"):
-                dataset.write_record(record)
+            dataset.write_record(record)
         return replace(report, damaged=[*damaged, *report.damaged])
 
 

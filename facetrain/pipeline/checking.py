@@ -10,8 +10,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from facetrain.datasets.check import damaged_tables, remove_damaged
-from facetrain.datasets.manifest import read_manifest
+from facetrain.datasets.cache.check import damaged_tables, remove_damaged
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
 from facetrain.preprocess.photograph import MAX_PIXELS

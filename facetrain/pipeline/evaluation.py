@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from facetrain.datasets.cache.leases import open_manifest
 from facetrain.datasets.crop_files import read_crops
-from facetrain.datasets.leases import open_manifest
 from facetrain.datasets.loader import plain_batches, scaled
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError

@@ -160,7 +160,7 @@ def _cache(dataset: Dataset, index: Index) -> Line:
 
 def _superseded_bytes(folder: Path) -> int:
     """Bytes of the shards that nothing refers to, when they are more than a tenth of all; else 0."""
-    from facetrain.datasets.collect import shards_in, unreferenced_shards
+    from facetrain.datasets.cache.collect import shards_in, unreferenced_shards
 
     try:
         superseded = sum(unreferenced_shards(folder, verify=False).values())
@@ -170,7 +170,7 @@ def _superseded_bytes(folder: Path) -> int:
 
 
 def _state_of_cache(dataset: Dataset, index: Index) -> Line:
-    from facetrain.datasets.manifest import read_manifest
+    from facetrain.datasets.cache.manifest import read_manifest
 
     record, manifest = dataset.record("cache"), read_manifest(dataset.folder)
     if record is None or manifest is None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from facetrain import __version__
 from facetrain.config import TrainConfig, train_config
-from facetrain.datasets.leases import open_manifest
+from facetrain.datasets.cache.leases import open_manifest
 from facetrain.datasets.loader import TrainingBatches, plain_batches
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from facetrain.datasets.manifest import Manifest, read_manifest
+from facetrain.datasets.cache.manifest import Manifest, read_manifest
 from facetrain.errors import MissingStage, UserError
-from facetrain.files import sweep, temp_path
-from facetrain.tables import naming, table_fingerprint
+from facetrain.files import naming, sweep, temp_path
+from facetrain.tables import table_fingerprint
 
 READERS = "readers"
 NO_LEASE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from facetrain.datasets.cached_pixels import CachedPixels
-from facetrain.datasets.crop_reader import CropReader
-from facetrain.datasets.decode import DecodeBatch, Decoder, quiet_stderr
-from facetrain.datasets.plan import Leaf, Plan, in_order
-from facetrain.datasets.shard_writer import BUFFERS, ShardWriter
-from facetrain.datasets.shards import DecodeSpec
+from facetrain.datasets.cache.cached_pixels import CachedPixels
+from facetrain.datasets.cache.crop_reader import CropReader
+from facetrain.datasets.cache.decode import DecodeBatch, Decoder, quiet_stderr
+from facetrain.datasets.cache.plan import Leaf, Plan, in_order
+from facetrain.datasets.cache.shard_writer import BUFFERS, ShardWriter
+from facetrain.datasets.cache.shards import DecodeSpec
 from facetrain.tables import is_intact
 
 Item = TypeVar("Item")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from facetrain.datasets.manifest import Manifest
+from facetrain.datasets.cache.manifest import Manifest
 from facetrain.tables import is_intact
 
 SHARD_NAME = re.compile(r"[0-9a-f]{32}\.arrow")  # as `shards.shard_name` makes them

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facetrain.datasets.crop_reader import content_bytes
-from facetrain.datasets.manifest import Manifest
-from facetrain.datasets.shards import DecodeSpec, decoder_of, identity_hash, map_shard
+from facetrain.datasets.cache.crop_reader import content_bytes
+from facetrain.datasets.cache.manifest import Manifest
+from facetrain.datasets.cache.shards import DecodeSpec, decoder_of, identity_hash, map_shard
 from facetrain.tables import dictionary_codes
 
 

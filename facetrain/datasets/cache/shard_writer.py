@@ -9,8 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
-from facetrain.datasets.shard_file import aligned_array
-from facetrain.datasets.shards import DecodeSpec, write_shard
+from facetrain.datasets.cache.shard_file import aligned_array
+from facetrain.datasets.cache.shards import DecodeSpec, write_shard
 
 BUFFERS = 2
 

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from facetrain.datasets.shard_file import ShardFile, new_shard_file
+from facetrain.datasets.cache.shard_file import ShardFile, new_shard_file
 from facetrain.files import replacing
-from facetrain.tables import BLANK_FINGERPRINT, CONTENT, naming
+from facetrain.tables import BLANK_FINGERPRINT, CONTENT
 
 SHARD_BYTES = 64 << 20
 PADDING = "padding"  # of a record batch's metadata
@@ -117,7 +117,7 @@ def write_shard(
     """
     schema = shard_schema(spec, decoder)
     per_batch = min(MAX_BATCH_VALUES // spec.row_bytes, len(images))
-    with naming(path), replacing(path) as temp:
+    with replacing(path) as temp:
         with new_shard_file(temp) as sink:
             _write_batches(sink, schema, spec, images, contents, identities, per_batch)
         on_written()

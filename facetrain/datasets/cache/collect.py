@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from facetrain.datasets.check import SHARD_NAME
-from facetrain.datasets.leases import read_leases
-from facetrain.datasets.manifest import read_manifest
+from facetrain.datasets.cache.check import SHARD_NAME
+from facetrain.datasets.cache.leases import read_leases
+from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.errors import Locked, UserError
 from facetrain.files import TEMP_PREFIX, sweep
 from facetrain.tables import is_intact

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facetrain.datasets.cached_pixels import CachedPixels, beginning
-from facetrain.datasets.crop_reader import content_bytes
-from facetrain.datasets.shards import DecodeSpec, assign_leaves, identity_hash, shard_name
+from facetrain.datasets.cache.cached_pixels import CachedPixels, beginning
+from facetrain.datasets.cache.crop_reader import content_bytes
+from facetrain.datasets.cache.shards import DecodeSpec, assign_leaves, identity_hash, shard_name
 from facetrain.errors import UserError
 from facetrain.index import Index
 from facetrain.tables import positions

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from facetrain.datasets.shards import DecodeSpec
+from facetrain.datasets.cache.shards import DecodeSpec
 from facetrain.errors import UserError
 from facetrain.tables import CONTENT, read_table, write_table
 

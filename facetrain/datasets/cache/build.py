@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from facetrain.datasets.cached_pixels import CachedPixels
-from facetrain.datasets.check import remove_damaged
-from facetrain.datasets.crop_reader import CropReader, content_array, content_bytes, list_crops
-from facetrain.datasets.decode import device_number
-from facetrain.datasets.leaf_builder import LeafBuilder
-from facetrain.datasets.manifest import MANIFEST, Manifest, read_manifest
-from facetrain.datasets.plan import Plan, make_plan
-from facetrain.datasets.shards import DecodeSpec
-from facetrain.datasets.undecodable import forget_replaced
+from facetrain.datasets.cache.cached_pixels import CachedPixels
+from facetrain.datasets.cache.check import remove_damaged
+from facetrain.datasets.cache.crop_reader import CropReader, content_array, content_bytes, list_crops
+from facetrain.datasets.cache.decode import device_number
+from facetrain.datasets.cache.leaf_builder import LeafBuilder
+from facetrain.datasets.cache.manifest import MANIFEST, Manifest, read_manifest
+from facetrain.datasets.cache.plan import Plan, make_plan
+from facetrain.datasets.cache.shards import DecodeSpec
+from facetrain.datasets.cache.undecodable import forget_replaced
 from facetrain.file_table import FileTable
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index, read_index
