@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -106,15 +105,14 @@ def gathered(photos: PhotoSet, draws: Iterable[Draw], threads: int = 1) -> Itera
 
     The array's memory is used again: it is valid until the next one is asked for.
     """
-    memory = Memory(photos.image_shape)
     photos.shards.read_ahead()
 
-    def gather(draw: Draw) -> tuple[Draw, torch.Tensor]:
-        return draw, _gather(photos, draw.positions, memory)
+    def gather(draw: Draw) -> tuple[Draw, np.ndarray]:
+        return draw, photos.gather(draw.positions, photos.memory.take(len(draw.positions)))
 
     for draw, images in in_order(gather, draws, threads):
-        yield draw, images.numpy()
-        memory.give_back(images)
+        yield draw, images
+        photos.memory.give_back(images)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Ready:
 
     images: torch.Tensor
     done: torch.cuda.Event | None = None
-    borrowed: bool = False  # the images' memory is to be given back
+    borrowed: np.ndarray | None = None  # the images' memory, to be given back
 
 
 class Feed:
@@ -135,7 +133,6 @@ class Feed:
 
     def __init__(self, photos: PhotoSet, device: torch.device) -> None:
         self.photos, self.device = photos, device
-        self._memory = Memory(photos.image_shape)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         photos.shards.read_ahead()
 
@@ -145,11 +142,12 @@ class Feed:
         """Gather images and augment them."""
         if self._stream is not None:
             return self._prepare_on(self._stream, positions, augment)
-        images = _gather(self.photos, positions, self._memory)
+        memory = self.photos.memory
+        images = self.photos.gather(positions, memory.take(len(positions)))
         if augment is None:
-            return Ready(images, borrowed=True)
-        augmented = augment(images)
-        self._memory.give_back(images)
+            return Ready(torch.from_numpy(images), borrowed=images)
+        augmented = augment(torch.from_numpy(images))
+        memory.give_back(images)
         return Ready(augmented)
 
     def _prepare_on(
@@ -172,8 +170,8 @@ class Feed:
         """float32 NCHW (channels last in memory) on the device, scaled by the spec."""
         if ready.done is None:
             images = scaled(ready.images, self.photos.spec)
-            if ready.borrowed:
-                self._memory.give_back(ready.images)
+            if ready.borrowed is not None:
+                self.photos.memory.give_back(ready.borrowed)
             return images
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(ready.done)
@@ -181,54 +179,21 @@ class Feed:
         return ready.images
 
 
-class Memory:
-    """Memory for batches of images, used again: fresh memory costs page faults, a third of the time of gathering."""
-
-    def __init__(self, image_shape: tuple[int, ...]) -> None:
-        self.image_shape = image_shape
-        self._free: deque[torch.Tensor] = deque()
-
-    def take(self, count: int) -> torch.Tensor:
-        """uint8 [count, *image_shape], of any content."""
-        with suppress(IndexError):
-            while (free := self._free.pop()).shape[0] < count:
-                pass  # too small: let it go
-            return free[:count]
-        # NumPy asks for huge pages, PyTorch does not.
-        return torch.from_numpy(np.empty((count, *self.image_shape), np.uint8))
-
-    def give_back(self, images: torch.Tensor) -> None:
-        """Let the memory of what `take` gave be used again."""
-        self._free.append(images if images._base is None else images._base)
-
-
-def _gather(photos: PhotoSet, positions: np.ndarray, memory: Memory) -> torch.Tensor:
-    images = memory.take(len(positions))
-    photos.gather(positions, images.numpy())
-    return images
-
-
 def in_order(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """``make(item)`` of each item in order; ``threads`` are made at a time, and twice as many wait ready at most.
+    """``make(item)`` of each item in order; ``threads`` are made at a time, and one more waits ready.
 
     The threads take turns, so that results come in order by themselves: an executor's futures cost more than they give.
     """
-    items = iter(items)
     lanes = [_Lane(make) for _ in range(threads)]
-    turns = cycle(lanes)
     waiting: deque[_Lane[Item, Made]] = deque()
     try:
-        for item in islice(items, 2 * threads):
-            waiting.append(next(turns))
-            waiting[-1].todo.put([item])
+        for item, lane in zip(items, cycle(lanes), strict=False):
+            lane.todo.put((item,))
+            waiting.append(lane)
+            if len(waiting) > threads:
+                yield waiting.popleft().next()
         while waiting:
-            made, error = waiting.popleft().done.get()
-            for item in islice(items, 1):
-                waiting.append(next(turns))
-                waiting[-1].todo.put([item])
-            if error is not None:
-                raise error
-            yield made
+            yield waiting.popleft().next()
     finally:
         for lane in lanes:
             lane.end()
@@ -238,25 +203,30 @@ class _Lane(Generic[Item, Made]):
     """A thread, what it has still to make, and what it has made: (result, None) or (None, error)."""
 
     def __init__(self, make: Callable[[Item], Made]) -> None:
-        self.todo: SimpleQueue[list[Item]] = SimpleQueue()
-        self.done: SimpleQueue[Any] = SimpleQueue()
+        self.todo: SimpleQueue[tuple[Item] | None] = SimpleQueue()
+        self._done: SimpleQueue[Any] = SimpleQueue()
         self._ended = False
         self._thread = threading.Thread(target=self._work, args=(make,), daemon=True)
         self._thread.start()
 
     def _work(self, make: Callable[[Item], Made]) -> None:
-        while item := self.todo.get():
-            if self._ended:
-                return
+        while (todo := self.todo.get()) and not self._ended:
             try:
-                self.done.put((make(*item), None))
+                self._done.put((make(todo[0]), None))
             except BaseException as error:
-                self.done.put((None, error))
+                self._done.put((None, error))
+
+    def next(self) -> Made:
+        """What was made of the next item, waited for; or the error that it was."""
+        made, error = self._done.get()
+        if error is not None:
+            raise error
+        return made
 
     def end(self) -> None:
         """Let it finish what it is at, and no more."""
         self._ended = True
-        self.todo.put([])
+        self.todo.put(None)
         self._thread.join()
 
 

@@ -5,17 +5,15 @@ Positions are those of a `PhotoSet`, in the order of the index: how the cache is
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from facetrain.errors import UserError
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """Positions of a batch's photographs, int64; those behind the first ``num_anchors`` are extra negatives."""
 
     positions: np.ndarray
@@ -105,7 +103,6 @@ class PeopleSampler:
         self.images, self.extra_negatives = images_per_person, extra_negatives
         self._room = people_per_batch * images_per_person
         self._labels, self.seed = labels, seed
-        self._size_list = self._sizes.tolist()  # for one look-up at a time
         self._first = np.cumsum(self._sizes) - self._sizes  # where each person's begin
         in_a_round = int(np.minimum(self._sizes, images_per_person).sum())
         per_batch = min(self._room, in_a_round)
@@ -123,10 +120,10 @@ class PeopleSampler:
         """The epoch's batches from position ``start`` on."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         shuffled = np.concatenate([rng.permuted(block, axis=1).reshape(-1) for block in self._blocks])
-        queue: deque[int] = deque()
+        queue = rng.permutation(len(self._sizes))
         shown = np.zeros(len(self._sizes), np.int64)
         for position in range(self._length):
-            people, counts = self._choose(queue, rng)
+            people, counts, queue = self._choose(queue, rng)
             # Of each, the photographs behind those that were shown last.
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             who = np.repeat(people, counts)
@@ -136,22 +133,37 @@ class PeopleSampler:
             if position >= start:
                 yield draw
 
-    def _choose(self, queue: deque[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The people of a batch in the order of the queue, and how many photographs of each."""
-        people: dict[int, int] = {}
-        twice = []
-        room = self._room
-        while room >= 2 and len(people) < len(self._sizes):
-            if not queue:
-                queue.extend(rng.permutation(len(self._sizes)).tolist())
-            person = queue.popleft()
-            if person in people:
-                twice.append(person)  # of the next round: for the next batch
-                continue
-            people[person] = min(self.images, self._size_list[person], room)
-            room -= people[person]
-        queue.extendleft(reversed(twice))
-        return np.array(list(people)), np.array(list(people.values()))
+    def _choose(
+        self, queue: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The people of a batch in the order of the queue, how many photographs of each, and the queue that is left.
+
+        A queue is the rest of a round, in which nobody is twice. Where it does not fill the batch, the next round's
+        people follow, and those who are in the batch already stay in the queue for the next batch.
+        """
+        people = queue[: self._room // 2 + 1]  # no more can be needed
+        full = self._fill(people)
+        rest = queue[len(full) :]
+        if len(full) == len(people) and full.sum() < self._room - 1 and len(people) < len(self._sizes):
+            following = rng.permutation(len(self._sizes))
+            new = ~np.isin(following, people)
+            people = np.concatenate([people, following[new]])
+            full = self._fill(people)
+            people = people[: len(full)]
+            rest = following[~np.isin(following, people[len(queue) :])]
+        return people[: len(full)], full, rest
+
+    def _fill(self, people: np.ndarray) -> np.ndarray:
+        """How many photographs of each of the first of these people fill the batch; at least two of each."""
+        counts = np.minimum(self._sizes[people], self.images)
+        total = np.cumsum(counts)
+        needed = (
+            int(np.searchsorted(total, self._room - 1)) + 1
+        )  # room for one photograph is left: it has no partner
+        if needed <= len(people):
+            counts = counts[:needed]
+            counts[-1] -= max(0, total[needed - 1] - self._room)
+        return counts
 
     def _with_extra(self, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.extra_negatives:

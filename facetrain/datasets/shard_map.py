@@ -96,9 +96,7 @@ class ShardMap:
         self._reader.start()
 
     def will_need(self, slots: np.ndarray) -> None:
-        """Let the disk begin to read these images, all at once, where not everything is read ahead anyway."""
-        if self.fits:
-            return
+        """Let the disk begin to read these images, all at once: for a set that does not fit into memory."""
         for address in (self._address + slots * self.row_bytes).tolist():
             inside = address % mmap.PAGESIZE
             _libc().madvise(address - inside, self.row_bytes + inside, mmap.MADV_WILLNEED)
