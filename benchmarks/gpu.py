@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [--quick]
 
-Needs neither DALI nor dlib, so that it runs on a borrowed machine. Where there is no GPU it says so and ends well.
+Needs no dlib, and runs without DALI, so that it runs on a borrowed machine: what needs DALI is left out then, and said.
+Where there is no GPU it says so and ends well.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ def training_table(repeats: int) -> list[str]:
     return lines
 
 
+def data_lines(quick: bool) -> list[str]:
+    """The table of `gpu_data`, or why there is none."""
+    try:
+        from gpu_data import data_table
+    except ImportError as error:
+        return [f"Not measured: {error}."]
+    return data_table(torch.device("cuda"), 2_000 if quick else 20_000, 2 if quick else 5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,6 +113,7 @@ def main() -> None:
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     text = [f"# {card}", "", f"`make gpu`; {versions}. Medians.", "", "## Training step", ""]
     text += training_table(5 if arguments.quick else 50)
+    text += ["", "## Decoding, loader, augmentation", "", *data_lines(arguments.quick)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(text) + "\n")
     print("\n".join(text))

@@ -40,6 +40,29 @@ def test_the_pipeline_benchmark_prints_a_row_for_every_stage() -> None:
     ]  # fmt: skip
 
 
+def test_the_benchmark_of_data_on_a_gpu_runs_without_one() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_data.py"), "--device", "cpu"]
+    options = ["--images", "300", "--rounds", "1"]
+    text = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout
+    rows = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert rows[0] == "decoding, cpu"
+    assert sum(row.startswith("loader") for row in rows) >= 3
+    assert all(int(line.split("|")[2].replace(",", "")) > 0 for line in text.splitlines()[2:])
+
+
+def test_the_loader_benchmark_prints_its_tables() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "loader.py"), "--images", "300", "--rounds", "1"]
+    text = subprocess.run([*command, "--rows", "20000"], capture_output=True, text=True, check=True).stdout
+    for title in (
+        "floor: np.take",
+        "facetrain, shuffled",
+        "reading the files in order",
+        "strength 5",
+        "shuffled |",
+    ):
+        assert title in text
+
+
 def test_the_alignment_benchmark_compares_three_procedures() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "align.py"), "--people", "4", "--images", "3"]
     options = ["--rounds", "2", "--limit", "10", "-j", "2"]
