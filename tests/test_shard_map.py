@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,18 @@ def test_whether_it_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert mapped.fits == fits
     monkeypatch.undo()
     assert 2**20 < shard_map._available_bytes() < 2**45
+
+
+def test_a_limit_on_addresses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, _ = write(tmp_path, [2000], 32)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used + 5_000_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be mapped: .* too few addresses .*: raise the limit"):
+            ShardMap(paths, 32 * 32 * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_no_shards() -> None:

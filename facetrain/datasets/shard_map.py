@@ -9,6 +9,7 @@ Nothing is read until it is used, and a file may be removed while it is mapped.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import math
 import mmap
@@ -130,12 +131,24 @@ def _pixels_of(path: Path, row_bytes: int) -> Iterator[tuple[int, int]]:
     except FileNotFoundError:
         raise UserError(f"{path} is gone: `ft cache` makes it again") from None
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise _too_few_addresses(str(path)) from None
         raise UserError(f"{path} is damaged ({error}): remove it and run `ft cache`") from None
+
+
+def _too_few_addresses(what: str) -> UserError:
+    return UserError(
+        f"{what} cannot be mapped: this process may have too few addresses (not memory): raise the limit "
+        f"(`ulimit -v unlimited`; h_vmem on SGE)"
+    )
 
 
 def _reserve(length: int) -> ctypes.Array[ctypes.c_uint8]:
     """Addresses without memory behind them; given back when no array refers to them any more."""
-    address = _mmap(None, length, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    try:
+        address = _mmap(None, length, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    except OSError:
+        raise _too_few_addresses(f"the {length / 1e9:.1f} GB of shards") from None
     memory = (ctypes.c_uint8 * length).from_address(address)
     weakref.finalize(memory, _libc().munmap, address, length)
     return memory
