@@ -119,18 +119,18 @@ class ShardMap:
 def _pixels_of(path: Path, row_bytes: int) -> Iterator[tuple[int, int]]:
     """(offset in the file, images) of each record batch."""
     try:
-        with pa.memory_map(str(path)) as source:
-            start = source.read_buffer(1).address
-            reader = pa.ipc.open_file(source)
-            for number in range(reader.num_record_batches):
-                image = reader.get_batch(number).column("image").storage
-                offset = image.values.buffers()[1].address - start
-                if offset % mmap.PAGESIZE or image.type.list_size != row_bytes:
-                    raise UserError(f"{path} is no shard of this version: remove it and run `ft cache`")
-                yield offset, len(image)
+        with open(path, "rb") as file:
+            whole = pa.py_buffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        reader = pa.ipc.open_file(whole)
+        for number in range(reader.num_record_batches):
+            image = reader.get_batch(number).column("image").storage
+            offset = image.values.buffers()[1].address - whole.address
+            if offset % mmap.PAGESIZE or image.type.list_size != row_bytes:
+                raise UserError(f"{path} is no shard of this version: remove it and run `ft cache`")
+            yield offset, len(image)
     except FileNotFoundError:
         raise UserError(f"{path} is gone: `ft cache` makes it again") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise _too_few_addresses(str(path)) from None
         raise UserError(f"{path} is damaged ({error}): remove it and run `ft cache`") from None
