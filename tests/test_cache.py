@@ -844,6 +844,49 @@ def photo_set(root: Path, part: str | None = None) -> PhotoSet:
     return PhotoSet(index, manifest_of(root), root / ".ft" / "cache", select_rows(index, part))
 
 
+class TestDamagedPixels:
+    """A flipped bit must not be copied into a new shard, whose fingerprint would vouch for it."""
+
+    def flip(self, root: Path, person: str) -> str:
+        """Flip a bit of the person's last photograph's pixels; the shard's name."""
+        manifest = manifest_of(root)
+        row = max(
+            (row for row in manifest.table.to_pylist() if row["identity"] == person),
+            key=lambda row: row["row"],
+        )
+        path = root / ".ft" / "cache" / manifest.shards[row["shard"]]
+        pixels = map_shard(path)[0][row["row"]].tobytes()
+        data = bytearray(path.read_bytes())
+        data[data.find(pixels) + 1000] ^= 8
+        path.write_bytes(data)
+        return path.name
+
+    def test_of_the_shard_that_is_made_anew(self, root: Path, ft: Callable, drawn: Path) -> None:
+        cache(root)
+        name = self.flip(root, "bob")
+        Image.open(drawn / "ann" / "1.jpg").rotate(5).save(root / "raw" / "ann" / "1.jpg")
+        align(root, ft)
+        report = cache(root)
+        assert report.damaged == [name]
+        assert (report.decoded, report.copied) == (30, 0)
+        assert_holds(root, everyone(root))
+
+    @pytest.mark.usefixtures("small_shards")
+    def test_of_a_shard_that_stays_in_use(self, root: Path, ft: Callable) -> None:
+        """It is believed for its own people, until someone else's photograph is wanted from it."""
+        cache(root)
+        name = self.flip(root, "ann")
+        table = manifest_of(root).table
+        shard = dict(zip(table["identity"].to_pylist(), table["shard"].to_pylist(), strict=True))
+        other = next(person for person in shard if shard[person] != shard["ann"])
+        shutil.copy(root / "raw" / "ann" / "1.jpg", root / "raw" / other / "of ann.jpg")
+        align(root, ft)
+        report = cache(root)
+        assert report.damaged == [name]
+        assert_holds(root, everyone(root))
+        assert all(is_intact(path) for path in (root / ".ft" / "cache").iterdir())
+
+
 @pytest.mark.usefixtures("small_shards")
 class TestPhotoSet:
     def test_gather_gives_the_crops(self, root: Path, ft: Callable) -> None:

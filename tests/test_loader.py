@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from facetrain.datasets.cache import shards
 from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.loader import TrainingBatches, gathered, in_order, plain_batches
 from facetrain.datasets.photo_set import Memory, PhotoSet, select_rows
-from facetrain.datasets.samplers import PeopleSampler, ShuffledSampler
+from facetrain.datasets.samplers import Draw, PeopleSampler, ShuffledSampler
 from facetrain.index import read_index
 from facetrain.workspace import Workspace
 
@@ -140,6 +142,71 @@ class TestTrainingBatches:
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.01)  # the one that reads ahead may still be at work
         assert threading.active_count() <= before
+
+
+LEAVES_EARLY = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from facetrain.datasets.cache.manifest import read_manifest
+from facetrain.datasets.loader import gathered
+from facetrain.datasets.photo_set import PhotoSet, select_rows
+from facetrain.datasets.samplers import Draw
+from facetrain.index import read_index
+from facetrain.workspace import Workspace
+
+root = Path(sys.argv[1])
+store = Workspace.find(root).dataset().folder
+index = read_index(store)
+photos = PhotoSet(index, read_manifest(store), root / ".ft" / "cache", select_rows(index, None))
+draws = (Draw(np.random.default_rng(i).integers(0, 30, 20000), 20000) for i in range(10**6))
+for batch in gathered(photos, draws, 2):
+    break
+kept = gathered(photos, draws, 2)
+next(kept)
+"""
+
+
+def test_a_program_that_ends_while_batches_are_made_ends_well(root: Path, ft: Callable) -> None:
+    ft(root, "cache")
+    done = subprocess.run([sys.executable, "-c", LEAVES_EARLY, str(root)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_augmentation_follows_from_seed_epoch_and_position(photos: PhotoSet) -> None:
+    """Not from the photographs: the same ones, drawn at each position of each epoch, come out otherwise each time."""
+
+    class SameEveryTime:
+        max_batch = 8
+
+        def __len__(self) -> int:
+            return 2
+
+        def epoch(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+            return (Draw(np.arange(8), 8) for _ in range(start, 2))
+
+    def images(seed: int, epoch: int) -> list[torch.Tensor]:
+        batches = TrainingBatches(photos, SameEveryTime(), seed=seed, augment=1, threads=2, device=CPU)
+        return [batch.images for batch in batches.epoch(epoch)]
+
+    seen = [*images(0, 0), *images(0, 1), *images(1, 0)]
+    for i, one in enumerate(seen):
+        for other in seen[i + 1 :]:
+            assert not torch.equal(one, other)
+
+
+def test_of_what_does_not_fit_into_memory_each_batch_is_asked_for(
+    photos: PhotoSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(photos.shards, "will_need", lambda slots: asked.extend(slots.tolist()))
+    photos.gather(np.arange(5))
+    assert asked == []
+    photos.shards.read_ahead(fits=False)
+    photos.gather(np.arange(5))
+    assert asked == photos._slot[:5].tolist()
 
 
 def test_plain_batches_are_all_images_in_order(photos: PhotoSet) -> None:

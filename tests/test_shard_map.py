@@ -143,6 +143,38 @@ def test_a_limit_on_addresses_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def test_a_mapping_for_each_shard_and_no_more(tmp_path: Path) -> None:
+    """The kernel allows 65,530 of them."""
+    paths, images = write(tmp_path, [3, 5, 1, 7, 2, 11, 4, 9], 31)
+    before = len(Path("/proc/self/maps").read_text().splitlines())
+    mapped = ShardMap(paths, 31 * 31 * 3)
+    gc.collect()
+    assert len(Path("/proc/self/maps").read_text().splitlines()) <= before + len(paths) + 2
+    mapped.read_ahead(fits=True)
+    shard, row, pixels = rows_of(images)
+    np.testing.assert_array_equal(np.take(mapped.images, mapped.slots(shard, row), axis=0), pixels)
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/user/job_3/step_0", "user/job_3/memory.max"),
+        ("0::/user/job_3/step_0", "memory.max"),
+        ("9:cpu:/x\n4:memory:/user/job_3", "memory/user/job_3/memory.limit_in_bytes"),
+        ("4:cpu,memory:/user/job_3/a/b", "memory/user/memory.limit_in_bytes"),
+    ],
+)
+def test_limits_of_control_groups(tmp_path: Path, line: str, file: str) -> None:
+    """A job's limit often stands at a group above the process's own."""
+    (tmp_path / "cgroup").write_text(f"{line}\n")
+    (tmp_path / "fs" / file).parent.mkdir(parents=True)
+    (tmp_path / "fs" / file).write_text("4000000\n")
+    (tmp_path / "fs" / "user").mkdir(exist_ok=True)
+    (tmp_path / "fs" / "user" / "memory.max").write_text("max\n")
+    assert list(shard_map._group_limits(tmp_path / "cgroup", tmp_path / "fs")) == [4_000_000]
+    assert list(shard_map._group_limits(tmp_path / "none", tmp_path / "fs")) == []
+
+
 def test_no_shards() -> None:
     mapped = ShardMap([], 12)
     nothing = np.zeros(0, np.int64)

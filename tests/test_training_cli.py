@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,3 +271,56 @@ def test_the_defaults_in_the_help_are_the_configurations() -> None:
             assert option.name is not None
             expected = config[option.name] if option.name in config else trainer[option.name]
             assert said == (expected if isinstance(expected, str) else f"{expected:g}"), option.name
+
+
+@pytest.fixture
+def stopped(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the workspace with a run "half" that has one of its two epochs behind it."""
+    root = tmp_path / "workspace"
+    shutil.copytree(trained, root)
+    log = root / "log"
+    process = training(root, "half", log)
+    while process.poll() is None and "epoch 1/400" not in log.read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    return root
+
+
+def training(root: Path, name: str, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "facetrain.cli", "-C", str(root), "train", "--name", name]
+    with open(log, "w") as out:
+        return subprocess.Popen([*command, *SMALL, "--epochs", "400"], stdout=out, stderr=out)
+
+
+def test_a_run_goes_on_only_on_the_same_crops(stopped: Path) -> None:
+    people = (stopped / ".ft" / "runs" / "half" / "people.txt").read_text().splitlines()
+    crops = sorted((stopped / "aligned" / people[0]).iterdir())
+    for crop in crops:
+        crop.unlink()
+    text = ft(stopped, "train", "--resume", "half", code=2).output
+    assert "run 'half' was started on other crops" in text
+    assert text.count("Error:") == 1
+
+
+def test_a_training_keeps_its_shards_from_being_dropped(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(trained, root)
+    log = root / "log"
+    process = training(root, "long", log)
+    try:
+        while process.poll() is None and "epoch 1/400" not in log.read_text():
+            time.sleep(0.02)
+        before = {path.name for path in (root / ".ft" / "cache").iterdir()}
+        crop = next(path for path in sorted((root / "aligned").rglob("*.jpg")))
+        crop.unlink()
+        ft(root, "cache", "-j", "1")
+        text = ft(root, "cache", "--gc").output
+        assert before <= {path.name for path in (root / ".ft" / "cache").iterdir()}
+        assert "run 'long'" in text
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    ft(root, "cache", "--gc")
+    assert not before <= {path.name for path in (root / ".ft" / "cache").iterdir()}

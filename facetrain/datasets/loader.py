@@ -23,6 +23,8 @@ from facetrain.datasets.photo_set import PhotoSet
 from facetrain.datasets.samplers import Draw
 from facetrain.image_spec import ImageSpec
 
+MOST_AHEAD = 4  # batches at a time: more would only fill the memory
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -41,7 +43,7 @@ class Sampler(Protocol):
 class TrainingBatches:
     """Augmented batches, deterministic in (seed, epoch, position); see `facetrain.batch.Batches`.
 
-    threads: batches that are made ready at the same time, while the network works.
+    threads: of the augmentation; up to MOST_AHEAD batches are made ready at the same time, while the network works.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class TrainingBatches:
         device: torch.device,
     ) -> None:
         self.photos, self.sampler, self.seed, self.device = photos, sampler, seed, device
-        self.threads = threads
+        self.threads = min(threads, MOST_AHEAD)
         self._feed = Feed(photos, device)
         self._augment = Augment(
             photos.spec.size_px, augment, max_batch=sampler.max_batch, threads=threads, device=device
@@ -79,7 +81,7 @@ class TrainingBatches:
         for draw, ready in in_order(prepare, draws, self.threads):
             yield Batch(
                 images=self._feed.take(ready),
-                labels=torch.from_numpy(self.photos.labels[draw.positions]).to(self.device),
+                labels=self._feed.to_device(self.photos.labels[draw.positions]),
                 rows=torch.from_numpy(self.photos.rows[draw.positions]),
                 num_anchors=draw.num_anchors,
             )
@@ -96,7 +98,7 @@ def plain_batches(
     feed = Feed(photos, device)
     everything = np.arange(len(photos))
     batches = (everything[start : start + batch_size] for start in range(0, len(photos), batch_size))
-    for ready in in_order(feed.prepare, batches, threads):
+    for ready in in_order(feed.prepare, batches, min(threads, MOST_AHEAD)):
         yield feed.take(ready)
 
 
@@ -165,6 +167,11 @@ class Feed:
             done = torch.cuda.Event()
             done.record()
         return Ready(images, done)
+
+    def to_device(self, values: np.ndarray) -> torch.Tensor:
+        """Copy a few numbers to the device; never waits for what the device is at."""
+        tensor = torch.from_numpy(values)
+        return tensor if self._stream is None else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def take(self, ready: Ready) -> torch.Tensor:
         """float32 NCHW (channels last in memory) on the device, scaled by the spec."""

@@ -6,8 +6,11 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from blake3 import blake3
 
 from facetrain.datasets.cache.build import decode_spec
+from facetrain.datasets.cache.crop_reader import content_bytes
 from facetrain.datasets.cache.manifest import Manifest
 from facetrain.datasets.shard_map import ShardMap
 from facetrain.errors import MissingStage, UserError
@@ -41,10 +44,18 @@ class Memory:
 class PhotoSet:
     """Images by position 0…n−1, gathered from memory-mapped shards.
 
+    shards: those of the manifest, mapped by another PhotoSet of it; None: map them.
     labels: int64 [n], dense from 0 in the order of the sorted ``identities``; rows: int64 [n], the index's rows.
     """
 
-    def __init__(self, index: Index, manifest: Manifest, shard_folder: Path, rows: np.ndarray) -> None:
+    def __init__(
+        self,
+        index: Index,
+        manifest: Manifest,
+        shard_folder: Path,
+        rows: np.ndarray,
+        shards: ShardMap | None = None,
+    ) -> None:
         self.spec: ImageSpec = index.spec
         if manifest.spec != decode_spec(self.spec):
             raise MissingStage("the cache was made from other crops than the index names: run `ft cache`")
@@ -52,8 +63,11 @@ class PhotoSet:
         there = where >= 0
         self.rows = rows[there]
         self.absent = int((~there).sum())  # kept rows without a crop in the cache
-        self.shards = ShardMap([shard_folder / name for name in manifest.shards], manifest.spec.row_bytes)
+        if shards is None:
+            shards = ShardMap([shard_folder / name for name in manifest.shards], manifest.spec.row_bytes)
+        self.shards = shards
         shard, row = (manifest.table[name].to_numpy()[where[there]] for name in ("shard", "row"))
+        self._contents = manifest.table["content"].take(pa.array(where[there]))
         self._slot = self.shards.slots(shard, row.astype(np.int64))
         self._images = self.shards.images.reshape(-1, *self.image_shape)
         self.memory = Memory(self.image_shape)
@@ -68,6 +82,14 @@ class PhotoSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE3 of who is here with which pixels, in order: sets of equal fingerprints give equal batches."""
+        hasher = blake3(self.rows.tobytes())
+        hasher.update(self.labels.tobytes())
+        hasher.update(content_bytes(self._contents)[0].tobytes())
+        return hasher.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -62,7 +62,9 @@ class ShardMap:
         memory = _reserve(max(slot, 1) * row_bytes)
         self._address = ctypes.addressof(memory)
         for part in self._parts:
-            _map(part, self._address + part.slot * row_bytes, part.rows * row_bytes)
+            # Up to the next, beyond the end of the file: a gap would count as one more mapping.
+            room = -(-part.rows // step) * step * row_bytes
+            _map(part, self._address + part.slot * row_bytes, part.rows * row_bytes, room)
         self.images: np.ndarray = np.frombuffer(memoryview(memory), np.uint8).reshape(-1, row_bytes)
         self.images.flags.writeable = False
         rows_of = np.array([part.rows for part in self._parts], np.int64)
@@ -150,16 +152,23 @@ def _reserve(length: int) -> ctypes.Array[ctypes.c_uint8]:
     except OSError:
         raise _too_few_addresses(f"the {length / 1e9:.1f} GB of shards") from None
     memory = (ctypes.c_uint8 * length).from_address(address)
-    weakref.finalize(memory, _libc().munmap, address, length)
+    # Not at the interpreter's end: threads that are left may be gathering still.
+    weakref.finalize(memory, _libc().munmap, address, length).atexit = False
     return memory
 
 
-def _map(part: _Part, address: int, length: int) -> None:
+def _map(part: _Part, address: int, length: int, room: int) -> None:
     file = os.open(part.path, os.O_RDONLY)
     try:
         if os.fstat(file).st_size < part.offset + length:  # reading beyond the end would end the process
             raise UserError(f"{part.path} is damaged (cut short): remove it and run `ft cache`")
-        _mmap(address, length, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file, part.offset)
+        _mmap(address, room, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, file, part.offset)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise UserError(
+                "there are more shards than this process may map: raise the limit (`sysctl vm.max_map_count`)"
+            ) from None
+        raise
     finally:
         os.close(file)
 
@@ -172,14 +181,25 @@ def _mmap(address: int | None, length: int, protection: int, flags: int, file: i
 
 
 def _available_bytes() -> int:
-    """Memory that can be used, what the page cache would give up included; at most the control group's limit."""
+    """Memory that can be used, what the page cache would give up included; at most the control groups' limits."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        group = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
-        available = min(available, int(Path(f"/sys/fs/cgroup{group}/memory.max").read_text()))
-    return available
+    return min([available, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(own: Path, mounted: Path) -> Iterator[int]:
+    """The memory limits of this process's control groups and of all above them, version 2 and 1."""
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+        folder = root / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # no limit is the word "max"
+                yield int((place / name).read_text())
+            if place == root:
+                break
 
 
 @functools.cache

@@ -88,6 +88,7 @@ def start(
             "photographs": len(photos),
             "image_spec": json.loads(photos.spec.to_json()),
             "inputs": inputs,
+            "pixels": parts.photos.fingerprint,
             "versions": {"facetrain": __version__, "torch": torch.__version__},
         }
         write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
@@ -135,6 +136,11 @@ def resume(
         )
     torch_device = device_of(device)
     with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
+        if facts.get("pixels", parts.photos.fingerprint) != parts.photos.fingerprint:
+            raise UserError(
+                f"run '{folder.name}' was started on other crops (some have changed or gone since): `ft align` makes "
+                f"them again; or start a new run with `ft train`"
+            )
         return _run(folder, config, parts, torch_device, reporter, say)
 
 
@@ -190,10 +196,8 @@ def _photographs(
     index = read_index(dataset.folder)  # the cache may have rejected some
     shards = workspace.folder / "cache"
     with open_manifest(dataset.folder, shards, f"run '{run}'") as manifest:
-        train, val = (
-            PhotoSet(index, manifest, shards, select_rows(index, part)) for part in ("train", "val")
-        )
-        yield train, val
+        train = PhotoSet(index, manifest, shards, select_rows(index, "train"))
+        yield train, PhotoSet(index, manifest, shards, select_rows(index, "val"), train.shards)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from facetrain.datasets.cache.crop_reader import content_bytes
 from facetrain.datasets.cache.manifest import Manifest
 from facetrain.datasets.cache.shards import DecodeSpec, decoder_of, identity_hash, map_shard
-from facetrain.tables import dictionary_codes
+from facetrain.tables import dictionary_codes, is_intact
 
 
 class CachedPixels:
@@ -21,6 +21,8 @@ class CachedPixels:
         self._manifest = manifest if manifest is not None and manifest.spec == spec else None
         names = self._manifest.shards if self._manifest is not None else []
         self.names = frozenset(name for name in names if (shard_folder / name).is_file())
+        self.damaged: set[str] = set()  # of these, those that were found so when pixels were wanted of them
+        self._intact: dict[int, bool] = {}
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -45,7 +47,7 @@ class CachedPixels:
         return keys[order], order
 
     def find(self, contents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, row) of the pixels of each content, uint8 [n, 32]; -1 where there are none."""
+        """(shard, row) of the pixels of each content, uint8 [n, 32]; shard -1 where there are none, or damaged ones."""
         shard, row = np.full(len(contents), -1, np.int64), np.full(len(contents), -1, np.int64)
         if self._manifest is None or not len(contents) or not len(self._rows):
             return shard, row
@@ -56,7 +58,20 @@ class CachedPixels:
         rows = self._rows[at[found]]
         shard[found] = self._manifest.table["shard"].to_numpy()[rows]
         row[found] = self._manifest.table["row"].to_numpy()[rows]
+        for number in np.unique(shard[found]).tolist():
+            if not self._is_intact(number):
+                shard[shard == number] = -1
         return shard, row
+
+    def _is_intact(self, shard: int) -> bool:
+        """Checked once, before anything is copied: a flipped bit would get the new shard's fingerprint."""
+        assert self._manifest is not None
+        if shard not in self._intact:
+            name = self._manifest.shards[shard]
+            self._intact[shard] = is_intact(self._folder / name)
+            if not self._intact[shard]:
+                self.damaged.add(name)
+        return self._intact[shard]
 
     def read(self, shard: int) -> tuple[np.ndarray, set[str]]:
         """The pixels of a shard, uint8 [n, H, W, 3], and what decoded them."""

@@ -125,8 +125,11 @@ class _Lane:
         try:
             self._feed(batch, fed)
         except RuntimeError as error:
+            begun = self._begun
             self._give_up(error)
-            self._decode_alone(batch, fed)
+            for each in (begun, (batch, fed)):
+                if each is not None:
+                    self._decode_alone(*each)
         else:
             self._advance((batch, fed))
 

@@ -97,6 +97,7 @@ class LeafBuilder:
                 self._decode(leaf, decoder, writer)
         decoder.finish()
         self._write_decoded(writer)
+        assert not self._decoding
 
     def _finish(self, leaf: Leaf) -> None:
         self.shard[leaf.rows] = leaf.number
