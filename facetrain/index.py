@@ -15,6 +15,7 @@ align end in the same bytes; times and inodes live in the file tables (`file_tab
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,8 @@ class Index:
     def _column(self, name: str) -> pa.ChunkedArray | None:
         path = self.folder / f"{name}.arrow"
         if not path.is_file():
+            if name in ("kept", "split"):
+                self._check_never_made(path, {"kept": "prune", "split": "split"}[name])
             return None
         table = read_table(path)
         if (
@@ -143,6 +146,23 @@ class Index:
             stage = {"kept": "prune", "split": "split", "cached": "cache"}[name]
             raise MissingStage(f"the photographs have changed since `ft {stage}`: run `ft {stage}` again")
         return table[name]
+
+    def _check_never_made(self, path: Path, stage: str) -> None:
+        """A column that is gone while its stage's record is there was lost: going on would undo the stage unasked."""
+        try:
+            record = json.loads((self.folder / "stages" / f"{stage}.json").read_text())
+            values = record["parameters"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        said = {
+            "prune": lambda: f"ft prune --min {values['min']}",
+            "split": lambda: f"ft split {values['ratio']:g} --by {values['by']} --seed {values['seed']}",
+        }
+        try:
+            again = said[stage]()
+        except (LookupError, TypeError, ValueError):
+            again = f"ft {stage}"
+        raise MissingStage(f"{path} is gone: run `{again}` again (or `ft {stage} --undo`)")
 
     @property
     def fingerprint(self) -> str:

@@ -190,3 +190,24 @@ def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) ->
         f"Error: {store(root) / 'split.arrow'}: No space left on device: "
         f"make room, and run the same command again to go on\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "again"), [("kept", "ft prune --min 2"), ("split", "ft split 0.4 --by identity --seed 3")]
+)
+def test_a_stage_whose_table_is_lost_is_not_undone_unasked(
+    root: Path, ft: Callable, wrong: Callable, table: str, again: str
+) -> None:
+    """Or people who were left out would be trained on, and validation people exported as training."""
+    ft(root, "prune", "--min", 2)
+    ft(root, "split", 0.4, "--seed", 3)
+    path = Workspace.find(root).dataset().folder / f"{table}.arrow"
+    before = path.read_bytes()
+    path.unlink()
+    for command in (["export", "--parquet", root / "out"], ["train"], ["export-tree", root / "tree"]):
+        assert f"{path} is gone: run `{again}` again" in wrong(root, *command)
+    ft(root, *again.split()[1:])
+    assert path.read_bytes() == before
+    ft(root, {"kept": "prune", "split": "split"}[table], "--undo")
+    assert not path.exists()
+    ft(root, "status")

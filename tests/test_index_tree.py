@@ -159,7 +159,7 @@ def test_a_torn_crop_is_left_out_by_the_cache(tmp_path: Path, crops: Path, ft: C
     path = crops / "ann" / "1.jpg"
     path.write_bytes(path.read_bytes()[:-200])
     ft(tmp_path, "index", crops, "--size", 112)
-    assert "1 crops cannot be decoded and are left out" in ft(tmp_path, "cache", "-j", 1).stdout
+    assert "crops that cannot be decoded, left out: 1, see" in ft(tmp_path, "cache", "-j", 1).stdout
     assert int(the_index(tmp_path).kept.sum()) == 29
 
 

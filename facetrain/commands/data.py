@@ -368,12 +368,18 @@ def cache(
         click.echo(f"{count(report.changed, 'crop')} changed since they were aligned or indexed: {then}")
     if report.undecodable:
         click.echo(
-            f"{report.undecodable:,} crops cannot be decoded and are left out: "
+            f"crops that cannot be decoded, left out: {report.undecodable:,}, see "
             f"{os.path.relpath(report.undecodable_list)} (`ft align` makes again what has changed since)"
         )
     if report.absent:
         then = "`ft align` makes them again" if aligned_here else "`ft index` takes note of it"
-        click.echo(f"{report.absent:,} crops are gone from the aligned tree: {then}")
+        click.echo(f"crops that are gone from the aligned tree: {report.absent:,}; {then}")
+    if not os.access(workspace.folder, os.W_OK):
+        click.echo(
+            "the workspace cannot be written to: the cache is as the index has it, no crop was looked at"
+        )
+    elif verify and not (report.damaged or report.changed):
+        click.echo("everything was read, and is as it was written")
 
 
 def show_garbage(garbage: Garbage, dry_run: bool) -> None:

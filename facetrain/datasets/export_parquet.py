@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from facetrain.errors import Locked, MissingStage, UserError
-from facetrain.files import fsync_folder
+from facetrain.files import fsync_folder, naming
 from facetrain.image_spec import ImageSpec
 from facetrain.index import Index
 from facetrain.workspace import locked
@@ -92,7 +92,7 @@ def export_parquet(
     labels = _Labels.of(index)
     crops = _Crops(index, aligned, labels, made_by, jobs, on_progress)
     schema = _schema(labels.names, index.spec)
-    with _appearing(out) as folder:
+    with naming(out), _appearing(out) as folder:
         on_start(sum(map(len, parts.values())))
         (folder / "data").mkdir()
         splits = {}
@@ -270,7 +270,7 @@ class _Crops:
     def _read_crop(self, crop: str) -> bytes | None:
         try:
             return (self.aligned / crop).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
 

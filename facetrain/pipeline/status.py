@@ -188,6 +188,10 @@ def _state_of_cache(dataset: Dataset, index: Index) -> Line:
     lost = sum(not (shard_folder / name).is_file() for name in manifest.shards)
     if lost:
         return Line("cache", "stale", f"{lost} shards are gone: `ft cache` makes them again; {size}")
+    if lacking and lacking == record.counts["absent"]:
+        again = "makes them again" if dataset.first_stage == "align" else "takes note of it"
+        gone = f"kept crops that are gone: {lacking:,} (`ft {dataset.first_stage}` {again})"
+        return Line("cache", "stale", f"{gone}; {size}")
     if lacking:
         return Line("cache", "stale", f"{lacking:,} kept crops are not in it: `ft cache` adds them; {size}")
     return Line("cache", "fresh", size)

@@ -191,7 +191,13 @@ def _photographs(
         say(f"{report.undecodable:,} crops cannot be decoded and are left out: see {report.undecodable_list}")
     if report.absent:
         say(
-            f"{report.absent:,} crops are gone from {dataset.aligned} and are left out: `ft align` makes them again"
+            f"crops that are gone from {dataset.aligned} and left out: {report.absent:,} (`ft {dataset.first_stage}` "
+            f"{'makes them again' if dataset.first_stage == 'align' else 'takes note of it'})"
+        )
+    if report.changed:
+        say(
+            f"crops other than `ft {dataset.first_stage}` left them, used as they are: {report.changed:,} "
+            f"(`ft cache` says more)"
         )
     index = read_index(dataset.folder)  # the cache may have rejected some
     shards = workspace.folder / "cache"
