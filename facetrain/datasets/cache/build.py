@@ -116,6 +116,7 @@ def build_cache(
             decoded=again.decoded + builder.decoded,
             copied=again.copied + builder.copied,
             shards_written=again.shards_written + builder.written,
+            shards_kept=again.shards_kept - builder.written,
             damaged=damaged,
         )
 
