@@ -19,29 +19,15 @@ from pathlib import Path
 import loader_peers
 import numpy as np
 import torch
-from _common import ft
+from loader import make_cache
 
 from facetrain.datasets.augment import Augment
 from facetrain.datasets.cache.decode import Decoder
-from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.loader import TrainingBatches, plain_batches
-from facetrain.datasets.photo_set import PhotoSet, select_rows
+from facetrain.datasets.photo_set import PhotoSet
 from facetrain.datasets.samplers import ShuffledSampler
-from facetrain.index import read_index
-from facetrain.workspace import Workspace
 
 BATCH = 256
-
-
-def open_photos(work: Path, crops: Path, size_px: int) -> PhotoSet:
-    """Index and cache a tree of crops."""
-    ft(work, "index", str(crops), "--size", str(size_px))
-    ft(work, "cache", "--device", "cpu")
-    workspace = Workspace.find(work)
-    store = workspace.dataset().folder
-    index, manifest = read_index(store), read_manifest(store)
-    assert manifest is not None
-    return PhotoSet(index, manifest, workspace.folder / "cache", select_rows(index, None))
 
 
 def data_table(device: torch.device, images: int, rounds: int) -> list[str]:
@@ -50,7 +36,7 @@ def data_table(device: torch.device, images: int, rounds: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         source = loader_peers.write_source(Path(folder) / "source", images)
         size_px = source.pixels.shape[1]
-        photos = open_photos(Path(folder), source.folder / "crops", size_px)
+        photos = make_cache(Path(folder), source.folder / "crops", size_px)()
         encoded = [path.read_bytes() for path in source.files]
         rows: list[tuple[str, Callable[[], int]]] = []
         for name in dict.fromkeys(("cpu", device.type)):

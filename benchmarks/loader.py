@@ -44,7 +44,7 @@ STRENGTHS = (0, 1, 3, 5)
 def make_cache(work: Path, crops: Path, size_px: int) -> Callable[[], PhotoSet]:
     """Index and cache a tree of crops; what opens the cache anew."""
     ft(work, "index", str(crops), "--size", str(size_px))
-    ft(work, "cache")
+    ft(work, "cache", "--device", "cpu")
     workspace = Workspace.find(work)
     store = workspace.dataset().folder
 

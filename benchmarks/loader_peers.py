@@ -530,16 +530,22 @@ PEERS: dict[str, Peer] = {
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, source: Source, work: Path, workers: int, epochs: int) -> dict[str, Any]:
-    """In this process: the median of some epochs after one to warm up; or why not."""
+def _facts(name: str, workers: int) -> dict[str, Any]:
+    """What a result begins with."""
     peer = PEERS[name]
-    result = {
+    return {
         "peer": name,
         "title": peer.title,
         "start": peer.start,
         "unit": peer.unit,
         "workers": workers,
     }
+
+
+def measure(name: str, source: Source, work: Path, workers: int, epochs: int) -> dict[str, Any]:
+    """In this process: the median of some epochs after one to warm up; or why not."""
+    peer = PEERS[name]
+    result = _facts(name, workers)
     if (reason := peer.available()) is not None:
         return result | {"skipped": reason}
     folder = work / name
@@ -623,13 +629,7 @@ def run(
     ``skipped``: why not. ``work``: where it keeps its own format of ``source`` from one call to the next.
     """
     peer = PEERS[name]
-    result = {
-        "peer": name,
-        "title": peer.title,
-        "start": peer.start,
-        "unit": peer.unit,
-        "workers": workers,
-    }
+    result = _facts(name, workers)
     threads = str(max(1, workers) if peer.unit == "threads" else 1)
     temporary = work / "temporary"  # some leave things there
     temporary.mkdir(parents=True, exist_ok=True)

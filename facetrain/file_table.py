@@ -61,10 +61,10 @@ class Stat:
 
     @classmethod
     def of(cls, found: os.stat_result) -> Stat:
-        return cls(found.st_size, _int64(found.st_mtime_ns), _int64(found.st_ctime_ns), found.st_ino)
+        return cls(found.st_size, as_int64(found.st_mtime_ns), as_int64(found.st_ctime_ns), found.st_ino)
 
 
-def _int64(time_ns: int) -> int:
+def as_int64(time_ns: int) -> int:
     """A time as far as it goes into the table: there are disks that hold dates beyond the year 2262."""
     return max(-(2**63), min(time_ns, 2**63 - 1))
 
@@ -124,8 +124,8 @@ class _Rows:
         self.paths.append(path)
         size_bytes, mtime_ns, ctime_ns, inode = self.state
         size_bytes.append(found.st_size)
-        mtime_ns.append(_int64(found.st_mtime_ns))
-        ctime_ns.append(_int64(found.st_ctime_ns))
+        mtime_ns.append(as_int64(found.st_mtime_ns))
+        ctime_ns.append(as_int64(found.st_ctime_ns))
         inode.append(found.st_ino)
         if len(self.paths) == CHUNK_ROWS:
             self.full.append(pa.array(self.paths, pa.large_string()))

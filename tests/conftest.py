@@ -93,6 +93,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("facetrain.preprocess.row_update.process_pool", lambda jobs: InProcess())
 
 
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of two people of `root`, whose crops are of 32 pixels."""
+    monkeypatch.setattr("facetrain.datasets.cache.shards.SHARD_BYTES", 12 * 32 * 32 * 3)
+
+
 @pytest.fixture(scope="session")
 def aligned_once(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with ``raw/`` and ``aligned/`` in it, after `ft align`. Not to be changed."""

@@ -52,12 +52,6 @@ pytestmark = pytest.mark.usefixtures("in_process")
 ROW_BYTES = 32 * 32 * 3
 
 
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of two people."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 12 * ROW_BYTES)
-
-
 def store_of(root: Path) -> Path:
     return Workspace.find(root).dataset().folder
 

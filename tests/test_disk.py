@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from facetrain.datasets.cache import shards
 from facetrain.files import TEMP_PREFIX
 from facetrain.image_spec import ImageSpec
 from facetrain.workspace import Workspace
@@ -83,12 +82,6 @@ def run_inside(root: Path, script: str) -> list[dict[str, Any]]:
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the namespace."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 12 * 32 * 32 * 3)
 
 
 def made(root: Path) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from facetrain.datasets.cache import gpus, leases, shards
+from facetrain.datasets.cache import gpus, leases
 from facetrain.datasets.cache.collect import collect, unreferenced_shards
 from facetrain.datasets.cache.leases import open_manifest, read_leases, shards_in_use
 from facetrain.datasets.cache.manifest import read_manifest
@@ -26,12 +26,6 @@ from facetrain.files import TEMP_PREFIX
 from facetrain.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("in_process", "small_shards")
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of two people."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 12 * 32 * 32 * 3)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from PIL import Image
 
 from facetrain import tables
 from facetrain.cli import main
-from facetrain.datasets.cache import shards
 from facetrain.image_spec import ImageSpec
 from facetrain.pipeline import checking, data
 from facetrain.preprocess.aligner import AlignSettings
@@ -27,12 +26,6 @@ pytestmark = pytest.mark.usefixtures("in_process", "small_shards")
 
 MADE_AGAIN = ("cache.arrow", "cached.arrow", "crops.files.arrow", "shard")
 LOST = ("rows.arrow", "kept.arrow", "split.arrow")
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of two people."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 12 * 32 * 32 * 3)
 
 
 @pytest.fixture

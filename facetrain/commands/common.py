@@ -48,6 +48,19 @@ def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     )
 
 
+def file_threads_option(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For commands that wait for files, not for the processor."""
+    return click.option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(1, 1024),
+        default=1,
+        show_default=True,
+        help=f"Threads that {verb}: more where each file takes long, as on a network file system; 1 is best on a local "
+        f"disk.",
+    )
+
+
 def verify_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option("--verify", is_flag=True, help=what)
 

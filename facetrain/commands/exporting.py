@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from facetrain.commands.common import FOLDER, count, dataset_argument, open_workspace
+from facetrain.commands.common import FOLDER, count, dataset_argument, file_threads_option, open_workspace
 from facetrain.errors import UserError
 
 
@@ -20,14 +20,7 @@ from facetrain.errors import UserError
     help="The kept crops as Parquet files that Hugging Face's load_dataset(OUT) opens: image, label, identity, path; "
     "train and validation as `ft split` has set them apart.",
 )
-@click.option(
-    "-j",
-    "--jobs",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="Threads that read: more where each file takes long, as on a network file system; 1 is best on a local disk.",
-)
+@file_threads_option("read")
 @click.pass_context
 def export(ctx: click.Context, out: Path, aligned: Path | None, form: str | None, jobs: int) -> None:
     """Write the dataset into OUT in a format that others read; which one must be said.

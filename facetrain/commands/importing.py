@@ -8,7 +8,7 @@ from shlex import quote
 
 import click
 
-from facetrain.commands.common import FOLDER, count
+from facetrain.commands.common import FOLDER, count, file_threads_option
 from facetrain.datasets.importers.recognise import FORMATS
 
 
@@ -34,14 +34,7 @@ from facetrain.datasets.importers.recognise import FORMATS
     metavar="NAME",
     help="Where the image is: a column of Parquet; of WebDataset the suffix of the member, where samples have several.",
 )
-@click.option(
-    "-j",
-    "--jobs",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="Threads that write: more where each file takes long, as on a network file system; 1 is best on a local disk.",
-)
+@file_threads_option("write")
 def import_(
     source: tuple[Path, ...], out: Path, source_format: str, label: str | None, image: str | None, jobs: int
 ) -> None:

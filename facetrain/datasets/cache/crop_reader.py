@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from blake3 import blake3
 
-from facetrain.file_table import LISTED, SCHEMA, FileTable, file_system_now_ns, open_file
+from facetrain.file_table import LISTED, SCHEMA, FileTable, as_int64, file_system_now_ns, open_file
 from facetrain.tables import CHUNK_ROWS
 
 
@@ -46,8 +46,8 @@ class CropReader:
         self._places.append(place)
         self._inodes.append(found.st_ino)
         size_bytes.append(found.st_size)
-        mtime_ns.append(_int64(found.st_mtime_ns))
-        ctime_ns.append(_int64(found.st_ctime_ns))
+        mtime_ns.append(as_int64(found.st_mtime_ns))
+        ctime_ns.append(as_int64(found.st_ctime_ns))
         self._contents += content
         return data, content
 
@@ -87,17 +87,12 @@ def list_crops(root: Path, paths: pa.ChunkedArray) -> pa.Table:
             if stat_modes.S_ISREG(found.st_mode):
                 there[number] = True
                 size_bytes.append(found.st_size)
-                mtime_ns.append(_int64(found.st_mtime_ns))
-                ctime_ns.append(_int64(found.st_ctime_ns))
+                mtime_ns.append(as_int64(found.st_mtime_ns))
+                ctime_ns.append(as_int64(found.st_ctime_ns))
                 inodes.append(found.st_ino)
     listed = paths if there.all() else paths.filter(pa.array(there))
     columns = [np.frombuffer(column, np.int64) for column in state]
     return pa.table([listed, *columns, np.frombuffer(inodes, np.uint64)], schema=LISTED)
-
-
-def _int64(time_ns: int) -> int:
-    """A time as far as it goes into the table, as `file_table.Stat` has it."""
-    return max(-(2**63), min(time_ns, 2**63 - 1))
 
 
 def _read_all(file: int, size: int) -> bytes:
