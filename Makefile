@@ -39,6 +39,7 @@ bench: setup     ## benchmarks on the processor; figures go to docs/performance.
 	$(BIN)/python benchmarks/importing.py
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/backbones.py
 
 gpu:             ## GPU tests and benchmarks, with the environment there is; says so where there is no GPU
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py

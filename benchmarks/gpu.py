@@ -87,6 +87,40 @@ def training_table(repeats: int) -> list[str]:
     return lines
 
 
+def head_step(name: str, num_classes: int) -> Callable[[], None]:
+    """Forward, backward and SGD of a head alone, on 512 embeddings of 512 dimensions."""
+    from facetrain.plugins import make
+
+    head = make("losses", name, {}, num_classes=num_classes, embedding_dim=512).to("cuda")
+    optimiser = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    embeddings = torch.randn(512, 512, device="cuda", requires_grad=True)
+    labels = torch.randint(num_classes, (512,), device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def step() -> None:
+        loss, _ = head(embeddings, labels, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def head_table(num_classes: int, repeats: int) -> list[str]:
+    """The step of every head, as lines of a table."""
+    from facetrain.plugins import BUILT_IN
+
+    lines = ["| head | classes | ms/step | peak MB |", "|---|---:|---:|---:|"]
+    for name, target in BUILT_IN["losses"].items():
+        if ".heads." in target:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            ms = milliseconds(head_step(name, num_classes), repeats)
+            peak = torch.cuda.max_memory_allocated() / 1e6
+            lines.append(f"| {name} | {num_classes:,} | {ms:.2f} | {peak:,.0f} |")
+    return lines
+
+
 def data_lines(quick: bool) -> list[str]:
     """The table of `gpu_data`, or why there is none."""
     try:
@@ -113,6 +147,8 @@ def main() -> None:
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     text = [f"# {card}", "", f"`make gpu`; {versions}. Medians.", "", "## Training step", ""]
     text += training_table(5 if arguments.quick else 50)
+    text += ["", "## Heads, batch 512, 512 dimensions", ""]
+    text += head_table(10_000 if arguments.quick else 100_000, 5 if arguments.quick else 50)
     text += ["", "## Decoding, loader, augmentation", "", *data_lines(arguments.quick)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(text) + "\n")

@@ -22,7 +22,7 @@ import click
 
 from facetrain.cli import main as ft
 from facetrain.config import TrainConfig
-from facetrain.plugins import BUILT_IN, resolve
+from facetrain.plugins import BUILT_IN, SET_BY_US, SINGULAR, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS_PAGE = ROOT / "docs" / "reference" / "commands.md"
@@ -138,19 +138,17 @@ def kind(annotation: Any) -> str:
 
 
 def part_arguments() -> str:
-    """A table of what the built-in trainers and backbones take."""
+    """A table of what the built-in parts take that are named in a configuration."""
     rows = []
-    for family, setting in (("trainers", "trainer_args"), ("backbones", "backbone_args")):
+    for family in ("trainers", "losses", "miners", "backbones"):
         for name in BUILT_IN[family]:
-            for parameter in inspect.signature(resolve(family, name)).parameters.values():
-                if parameter.name not in (
-                    "num_classes",
-                    "embedding_dim",
-                    "size_px",
-                ):  # set by facetrain itself
-                    default = value(parameter.default)
-                    rows.append(f"| `{setting}` of `{name}` | `{parameter.name}` | {default} |")
-    return "\n".join(["| table | setting | default |", "|---|---|---|", *rows, ""])
+            arguments = [
+                f"`{parameter.name}` {value(parameter.default)}"
+                for parameter in inspect.signature(resolve(family, name)).parameters.values()
+                if parameter.name not in SET_BY_US
+            ]
+            rows.append(f"| {SINGULAR[family]} | `{name}` | {', '.join(arguments)} |")
+    return "\n".join(["| | | takes, with these defaults |", "|---|---|---|", *rows, ""])
 
 
 def code_map() -> str:

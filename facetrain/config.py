@@ -5,6 +5,7 @@ Imports neither torch nor any part of the pipeline: reading a configuration must
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -38,15 +39,55 @@ class TrainConfig(BaseModel):
         "one-cycle", description="warm-up, then cosine to zero; or none"
     )
     warmup: float = Field(0.15, ge=0, le=1, description="share of the steps in which lr rises to its peak")
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is what is kept; 0: none",
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
 
     augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")
     validation_pairs: int = Field(6000, ge=20, description="pairs of validation people, half of them same")
     seed: int = Field(0, ge=0, lt=2**62)
+    best: Literal["val_accuracy", "val_auc", "last"] = Field(
+        "val_accuracy", description="which epoch's checkpoint is called the best"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware is made for it"
     )
+    channels_last: bool = Field(True, description="images and weights in NHWC order in memory")
+    compile: bool = Field(False, description="the network through torch.compile; needs a C++ compiler")
+    checkpoint_activations: bool = Field(
+        False, description="compute a block's activations again in the backward pass: less memory, more time"
+    )
     save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
+
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The settings of one of our presets; UserError for an unknown name."""
+    names = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(f"no preset '{name}': {hint}there are {', '.join(names)}")
+    return load_config(PRESETS / f"{name}.toml")
+
+
+def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings as one: ``above`` wins, tables are merged. Where it names another part (a trainer, a loss),
+    the arguments that ``below`` had for the old one go."""
+    replaced = {f"{part}_args" for part in above if part in below and below[part] != above[part]}
+    below = {name: value for name, value in below.items() if name not in replaced}
+    tables = {
+        name: lay_over(below[name], above[name])
+        for name in below.keys() & above.keys()
+        if isinstance(below[name], dict) and isinstance(above[name], dict)
+    }
+    return below | above | tables
 
 
 def load_config(path: Path) -> dict[str, Any]:

@@ -18,16 +18,79 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "trainers": {
         "triplet": "facetrain.train.trainers.triplet:TripletTrainer",
+        "metric": "facetrain.train.trainers.metric:MetricTrainer",
+        "simclr": "facetrain.train.trainers.simclr:SimclrTrainer",
+        "semi-siamese": "facetrain.train.trainers.semi_siamese:SemiSiameseTrainer",
+        "arcface": "facetrain.train.trainers.classification:ArcFaceTrainer",
+        "softmax": "facetrain.train.trainers.classification:ClassificationTrainer",
+    },
+    "losses": {
+        "triplet": "facetrain.train.losses.triplet:Triplet",
+        "contrastive": "facetrain.train.losses.contrastive:Contrastive",
+        "multi-similarity": "facetrain.train.losses.multi_similarity:MultiSimilarity",
+        "n-pair": "facetrain.train.losses.n_pair:NPair",
+        "infonce": "facetrain.train.losses.infonce:InfoNCE",
+        "supcon": "facetrain.train.losses.infonce:SupCon",
+        "circle": "facetrain.train.losses.circle:Circle",
+        "softmax": "facetrain.train.losses.heads.softmax:Softmax",
+        "cosface": "facetrain.train.losses.heads.cosface:CosFace",
+        "am-softmax": "facetrain.train.losses.heads.cosface:CosFace",
+        "arcface": "facetrain.train.losses.heads.arcface:ArcFace",
+        "normface": "facetrain.train.losses.heads.normface:NormFace",
+        "sphereface": "facetrain.train.losses.heads.sphereface:SphereFace",
+        "subcenter-arcface": "facetrain.train.losses.heads.subcenter_arcface:SubCenterArcFace",
+        "curricularface": "facetrain.train.losses.heads.curricularface:CurricularFace",
+        "mv-am-softmax": "facetrain.train.losses.heads.mv_softmax:MVAMSoftmax",
+        "mv-arc-softmax": "facetrain.train.losses.heads.mv_softmax:MVArcSoftmax",
+        "arcnegface": "facetrain.train.losses.heads.arcnegface:ArcNegFace",
+        "npcface": "facetrain.train.losses.heads.npcface:NPCFace",
+        "magface": "facetrain.train.losses.heads.magface:MagFace",
+        "adaface": "facetrain.train.losses.heads.adaface:AdaFace",
+        "adacos": "facetrain.train.losses.heads.adacos:AdaCos",
+        "adam-softmax": "facetrain.train.losses.heads.adam_softmax:AdaMSoftmax",
+        "elastic-arcface": "facetrain.train.losses.heads.elasticface:ElasticArcFace",
+        "elastic-cosface": "facetrain.train.losses.heads.elasticface:ElasticCosFace",
+        "sphereface2": "facetrain.train.losses.heads.sphereface2:SphereFace2",
+        "uniface": "facetrain.train.losses.heads.uniface:UniFace",
+    },
+    "miners": {
+        "all-violating-random": "facetrain.train.miners.violating:AllViolatingRandom",
+        "semihard": "facetrain.train.miners.violating:SemiHard",
+        "hardest": "facetrain.train.miners.violating:Hardest",
+        "batch-hard": "facetrain.train.miners.batch_hard:BatchHard",
+        "easy-positive": "facetrain.train.miners.easy_positive:EasyPositive",
+        "all": "facetrain.train.miners.all_triplets:AllTriplets",
     },
     "samplers": {
         "people": "facetrain.datasets.samplers:PeopleSampler",
         "shuffled": "facetrain.datasets.samplers:ShuffledSampler",
+        "views": "facetrain.datasets.samplers:ViewsSampler",
+        "pairs": "facetrain.datasets.samplers:PairsSampler",
     },
     "backbones": {
-        "nn4.small2": "facetrain.train.backbones.nn4:nn4_small2",
         "iresnet.small": "facetrain.train.backbones.iresnet:iresnet_small",
+        "iresnet18": "facetrain.train.backbones.iresnet:iresnet18",
+        "iresnet34": "facetrain.train.backbones.iresnet:iresnet34",
+        "iresnet50": "facetrain.train.backbones.iresnet:iresnet50",
+        "iresnet100": "facetrain.train.backbones.iresnet:iresnet100",
+        "mobilefacenet": "facetrain.train.backbones.mobilefacenet:mobilefacenet",
+        "inception-resnet-v1": "facetrain.train.backbones.inception_resnet:inception_resnet_v1",
+        "nn4.small2": "facetrain.train.backbones.nn4:nn4_small2",
+        "nn4.small1": "facetrain.train.backbones.nn4:nn4_small1",
+        "nn4": "facetrain.train.backbones.nn4:nn4",
+        "nn2": "facetrain.train.backbones.nn4:nn2",
     },
 }
+
+# Libraries of parts: what `prefix/name` means is up to the function here, which raises UserError for an unknown name.
+PREFIXES: dict[str, dict[str, str]] = {
+    "backbones": {
+        "torchvision": "facetrain.train.backbones.zoo:torchvision_architecture",
+        "timm": "facetrain.train.backbones.zoo:timm_architecture",
+    },
+}
+
+SINGULAR = {family: family.removesuffix("es" if family == "losses" else "s") for family in BUILT_IN}
 
 
 def available(family: str) -> dict[str, str]:
@@ -44,14 +107,21 @@ def available(family: str) -> dict[str, str]:
 
 
 def resolve(family: str, name: str) -> Any:
-    """The object behind ``name``: a name of `available`, or ``module:attribute``.
+    """The object behind ``name``: a name of `available`, ``library/name`` of one of `PREFIXES`, or ``module:attribute``.
 
     Raises UserError for an unknown name (listing what exists, the closest match first) or a part that cannot be
     imported.
     """
+    library, slash, rest = name.partition("/")
+    if slash and library in PREFIXES.get(family, {}):
+        return _imported(family, PREFIXES[family][library])(rest)
     target = name if ":" in name else available(family).get(name)
     if target is None:
         raise UserError(_unknown(family, name))
+    return _imported(family, target)
+
+
+def _imported(family: str, target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         value: Any = importlib.import_module(module_name)
@@ -62,10 +132,23 @@ def resolve(family: str, name: str) -> Any:
     return value
 
 
+def make(family: str, name: str, arguments: dict[str, Any], **given: Any) -> Any:
+    """What the part ``name`` makes of its ``arguments``, which are checked first.
+
+    ``given`` follows from the data and the configuration (``num_classes``, say): the part gets what its signature names.
+    """
+    part = resolve(family, name)
+    check_arguments(part, f"{SINGULAR[family]} '{name}'", arguments)
+    parameters = inspect.signature(part).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return part(**{key: value for key, value in given.items() if anything or key in parameters}, **arguments)
+
+
 def _unknown(family: str, name: str) -> str:
     names = sorted(available(family))
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
+    names += [f"{library}/NAME" for library in PREFIXES.get(family, {})]
     return f"no '{name}' among the {family}: {hint}there are {', '.join(names)} (or module:attribute)"
 
 
@@ -84,14 +167,17 @@ def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [parameter for parameter in names if parameter not in SET_BY_US]
     for parameter in parameters:
-        kinds = _KINDS.get(str(parameter.annotation))
-        value = arguments.get(parameter.name)
-        if (
-            kinds
-            and parameter.name in arguments
-            and (not isinstance(value, kinds) or (value is True or value is False) != (kinds is bool))
-        ):
-            raise UserError(f"{name}: {parameter.name} = {value!r} should be of type {parameter.annotation}")
+        kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))  # a type, or its name
+        if parameter.name in arguments and not _is_of(arguments[parameter.name], kind):
+            raise UserError(
+                f"{name}: {parameter.name} = {arguments[parameter.name]!r} should be of type {kind}"
+            )
     for argument in arguments:
         if argument not in names:
             raise UserError(f"{name} takes no '{argument}': it takes {', '.join(names)}")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    """Whether a value may be given where ``kind`` is asked for; types that we do not know are left to the part."""
+    kinds = _KINDS.get(kind, object)
+    return isinstance(value, kinds) and (kind not in _KINDS or isinstance(value, bool) == (kind == "bool"))

@@ -24,6 +24,8 @@ class TrainReporter:
         parts = [f"epoch {values['epoch']:.0f}/{epochs}", f"loss {values['loss']:.4f}"]
         if "active_fraction" in values:
             parts.append(f"active {values['active_fraction']:.0%}")
+        if "train_accuracy" in values:
+            parts.append(f"recognised {values['train_accuracy']:.0%}")
         if "val_accuracy" in values:
             parts.append(f"validation {values['val_accuracy']:.4f} ± {values['val_standard_error']:.4f}")
         self.bar.say("  ".join([*parts, human_duration(values["seconds"])]))

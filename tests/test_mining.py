@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy.stats import chisquare
 from torch.nn import functional as F
 
-from facetrain.kernels.mining import STRATEGIES, mine_triplets, squared_distances
+from facetrain.errors import UserError
+from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_triplets, squared_distances
+
+ONE_EACH = [strategy for strategy in STRATEGIES if strategy != "all"]
 
 
 def make_batch(num_people: int, per_person: int, dim: int = 4, extra: int = 0, seed: int = 0):
@@ -19,7 +24,9 @@ def make_batch(num_people: int, per_person: int, dim: int = 4, extra: int = 0, s
     return F.normalize(embeddings), labels
 
 
-def brute_force(embeddings, labels, margin: float, num_anchors: int, strategy: str) -> dict:
+def brute_force(
+    embeddings, labels, margin: float, num_anchors: int, strategy: str, positives: str = "all"
+) -> dict:
     """{(anchor, positive): set of admissible negatives}, in plain loops."""
     rows = embeddings.double().tolist()
 
@@ -31,26 +38,33 @@ def brute_force(embeddings, labels, margin: float, num_anchors: int, strategy: s
         for p in range(num_anchors):
             if a == p or labels[a] != labels[p]:
                 continue
+            mates = [q for q in range(num_anchors) if q != a and labels[q] == labels[a]]
+            if positives == "closest" and p != min(mates, key=lambda q: d2(a, q)):
+                continue
+            if positives == "furthest" and p != max(mates, key=lambda q: d2(a, q)):
+                continue
             others = [n for n in range(len(rows)) if labels[n] != labels[a]]
             violators = {n for n in others if d2(a, n) - d2(a, p) < margin}
-            if strategy == "semihard":
+            if strategy in ("semihard", "closest-semihard"):
                 violators = {n for n in violators if d2(a, n) > d2(a, p)}
-            if strategy == "hardest" and violators:
+            if strategy in ("hardest", "closest-semihard") and violators:
                 violators = {min(violators, key=lambda n: d2(a, n))}
             allowed[a, p] = violators
     return allowed
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("positives", POSITIVES)
+@pytest.mark.parametrize("strategy", ONE_EACH)
 @pytest.mark.parametrize(
-    ("num_people", "per_person", "extra", "margin"), [(7, 3, 0, 0.2), (5, 4, 6, 0.05), (3, 2, 1, 1.0)]
+    ("num_people", "per_person", "extra", "margin"),
+    [(7, 3, 0, 0.2), (5, 4, 6, 0.05), (3, 2, 1, 1.0), (3, 3, 0, math.inf)],
 )
 def test_equals_brute_force(
-    strategy: str, num_people: int, per_person: int, extra: int, margin: float
+    strategy: str, positives: str, num_people: int, per_person: int, extra: int, margin: float
 ) -> None:
     embeddings, labels = make_batch(num_people, per_person, extra=extra)
     num_anchors = num_people * per_person
-    allowed = brute_force(embeddings, labels, margin, num_anchors, strategy)
+    allowed = brute_force(embeddings, labels, margin, num_anchors, strategy, positives)
     seen: dict = {pair: set() for pair in allowed}
     for seed in range(60):
         triplets = mine_triplets(
@@ -60,6 +74,7 @@ def test_equals_brute_force(
             generator=torch.Generator().manual_seed(seed),
             num_anchors=num_anchors,
             strategy=strategy,
+            positives=positives,
         )
         assert triplets.num_pairs == len(allowed)
         found = list(zip(triplets.anchor.tolist(), triplets.positive.tolist(), strict=True))
@@ -70,6 +85,114 @@ def test_equals_brute_force(
             seen[pair].add(negative)
     few = [pair for pair, negatives in allowed.items() if 0 < len(negatives) <= 6]
     assert all(seen[pair] == allowed[pair] for pair in few)  # 60 draws find each of six with near certainty
+
+
+@pytest.mark.parametrize("positives", POSITIVES)
+@pytest.mark.parametrize(("extra", "margin"), [(0, 0.1), (5, 0.4), (2, math.inf)])
+def test_all_triplets_equal_brute_force(positives: str, extra: int, margin: float) -> None:
+    embeddings, labels = make_batch(5, 3, extra=extra)
+    allowed = brute_force(embeddings, labels, margin, 15, "all", positives)
+    triplets = mine_triplets(
+        embeddings, labels, margin=margin, num_anchors=15, strategy="all", positives=positives, chunk_rows=4
+    )
+    found = list(
+        zip(*(t.tolist() for t in (triplets.anchor, triplets.positive, triplets.negative)), strict=True)
+    )
+    assert sorted(found) == sorted((*pair, n) for pair, negatives in allowed.items() for n in negatives)
+    assert triplets.num_pairs == len(allowed) * (12 + extra)
+    whole = mine_triplets(
+        embeddings, labels, margin=margin, num_anchors=15, strategy="all", positives=positives
+    )
+    assert torch.equal(whole.negative, triplets.negative)
+    assert torch.equal(whole.positive, triplets.positive)
+
+
+def test_too_many_triplets_are_counted_and_not_made() -> None:
+    embeddings, labels = make_batch(6, 4)
+    everything = 24 * 3 * 20
+    for chunk_rows in (None, 5):
+        with pytest.raises(UserError, match=f"{everything:,} triplets of a batch .* max_triplets = 1,000"):
+            mine_triplets(
+                embeddings, labels, margin=5.0, strategy="all", max_triplets=1000, chunk_rows=chunk_rows
+            )
+    most = mine_triplets(embeddings, labels, margin=5.0, strategy="all", max_triplets=everything)
+    assert len(most) == most.num_pairs == everything
+
+
+@pytest.mark.parametrize("positives", ["closest", "furthest"])
+@pytest.mark.parametrize("strategy", ["hardest", "closest-semihard"])
+def test_of_rows_at_one_distance_the_first_is_taken(strategy: str, positives: str) -> None:
+    anchor, positive, negative = (
+        torch.eye(3)[0],
+        F.normalize(torch.tensor([1.0, 0.2, 0]), dim=0),
+        torch.eye(3)[2],
+    )
+    embeddings = torch.stack([negative, anchor, positive, negative, positive, positive, negative])
+    labels = torch.tensor([7, 3, 3, 8, 3, 3, 9])
+    triplets = mine_triplets(
+        embeddings, labels, margin=3.0, num_anchors=6, strategy=strategy, positives=positives
+    )
+    of_anchor = triplets.anchor == 1
+    assert (triplets.positive[of_anchor].tolist(), triplets.negative[of_anchor].tolist()) == ([2], [0])
+
+
+def triples(triplets) -> list[tuple[int, int, int]]:
+    parts = (
+        triplets if isinstance(triplets, tuple) else (triplets.anchor, triplets.positive, triplets.negative)
+    )
+    return sorted(zip(*(part.tolist() for part in parts), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+class TestPytorchMetricLearning:
+    """The same triplets as its miners', case by case."""
+
+    @staticmethod
+    def batch(seed: int):
+        from pytorch_metric_learning.distances import LpDistance
+
+        embeddings, labels = make_batch(4 + seed, 2 + seed % 3, dim=5, seed=seed)
+        return embeddings.double(), labels, LpDistance(normalize_embeddings=False, power=2)
+
+    def test_all_that_violate(self, seed: int) -> None:
+        from pytorch_metric_learning.miners import TripletMarginMiner
+
+        embeddings, labels, distance = self.batch(seed)
+        for margin in (0.1, 0.7):
+            theirs = TripletMarginMiner(margin=margin, distance=distance)(embeddings, labels)
+            assert triples(mine_triplets(embeddings, labels, margin=margin, strategy="all")) == triples(
+                theirs
+            )
+
+    def test_a_semihard_one(self, seed: int) -> None:
+        from pytorch_metric_learning.miners import TripletMarginMiner
+
+        embeddings, labels, distance = self.batch(seed)
+        theirs = triples(
+            TripletMarginMiner(margin=0.5, type_of_triplets="semihard", distance=distance)(embeddings, labels)
+        )
+        drawn = set()
+        for draw in range(60):
+            generator = torch.Generator().manual_seed(draw)
+            ours = triples(
+                mine_triplets(embeddings, labels, margin=0.5, strategy="semihard", generator=generator)
+            )
+            assert {(a, p) for a, p, _ in ours} == {(a, p) for a, p, _ in theirs}
+            drawn |= set(ours)
+        assert drawn <= set(theirs)
+        assert len(drawn) > 0.9 * len(theirs)
+
+    def test_one_for_each_anchor(self, seed: int) -> None:
+        from pytorch_metric_learning.miners import BatchEasyHardMiner, BatchHardMiner
+
+        embeddings, labels, distance = self.batch(seed)
+        ours = mine_triplets(embeddings, labels, margin=math.inf, strategy="hardest", positives="furthest")
+        assert triples(ours) == triples(BatchHardMiner(distance=distance)(embeddings, labels))
+        for strategy, name in (("hardest", "hard"), ("closest-semihard", "semihard")):
+            a, p, a2, n = BatchEasyHardMiner("easy", name, distance=distance)(embeddings, labels)
+            assert torch.equal(a, a2)
+            ours = mine_triplets(embeddings, labels, margin=math.inf, strategy=strategy, positives="closest")
+            assert triples(ours) == triples((a, p, n))
 
 
 def test_the_draw_is_uniform_over_violators() -> None:
@@ -139,11 +262,21 @@ def test_order_of_rows_does_not_matter() -> None:
     [([0, 1, 2, 3], None), ([0, 0, 0, 0], None), ([0, 0, 1, 1], 0), ([0, 1, 0, 1], 2)],
     ids=["no positives", "no negatives", "no anchors", "positives among the extra rows only"],
 )
-def test_nothing_to_mine(labels: list[int], num_anchors: int | None) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("positives", POSITIVES)
+def test_nothing_to_mine(labels: list[int], num_anchors: int | None, strategy: str, positives: str) -> None:
     embeddings = F.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
-    triplets = mine_triplets(embeddings, torch.tensor(labels), margin=4.1, num_anchors=num_anchors)
-    assert len(triplets) == 0
-    assert triplets.negative.dtype == torch.int64
+    for margin in (4.1, math.inf):
+        triplets = mine_triplets(
+            embeddings,
+            torch.tensor(labels),
+            margin=margin,
+            num_anchors=num_anchors,
+            strategy=strategy,
+            positives=positives,
+        )
+        assert len(triplets) == 0
+        assert triplets.negative.dtype == torch.int64
 
 
 def test_empty_batch() -> None:
@@ -174,6 +307,8 @@ def test_wrong_arguments_are_named() -> None:
     embeddings, labels = make_batch(3, 2)
     with pytest.raises(ValueError, match="unknown mining strategy 'easy'"):
         mine_triplets(embeddings, labels, margin=0.2, strategy="easy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown choice of positives 'some'"):
+        mine_triplets(embeddings, labels, margin=0.2, positives="some")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="labels"):
         mine_triplets(embeddings, labels[:-1], margin=0.2)
     with pytest.raises(ValueError, match="num_anchors"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetrain.datasets.samplers import Draw, PeopleSampler, ShuffledSampler
+from facetrain.datasets.samplers import Draw, PairsSampler, PeopleSampler, ShuffledSampler, ViewsSampler
 from facetrain.errors import UserError
+from facetrain.plugins import BUILT_IN, resolve
+from facetrain.testing.sampler import check_sampler
 
 COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=30).filter(
     lambda counts: sum(c >= 2 for c in counts) >= 2
@@ -208,9 +211,113 @@ class TestShuffled:
         counts = np.bincount(first, minlength=10)
         assert ((counts - 200) ** 2 / 200).sum() < 27.9, "chi-square, nine degrees of freedom, p = 0.001"
 
+    @pytest.mark.parametrize("drop_last", [False, True])
+    def test_fewer_than_a_batch_are_one_smaller_batch(self, drop_last: bool) -> None:
+        sampler = ShuffledSampler(np.zeros(5, np.int64), seed=0, batch_size=6, drop_last=drop_last)
+        assert [sorted(draw.positions.tolist()) for draw in sampler.epoch(0)] == [[0, 1, 2, 3, 4]]
+        assert len(sampler) == 1
+
     @pytest.mark.parametrize(
-        ("count", "batch_size", "says"), [(5, 0, "at least 1"), (5, 6, "5 photographs are not enough")]
+        ("count", "batch_size", "says"), [(5, 0, "at least 1"), (0, 6, "no photographs to draw")]
     )
-    def test_too_little(self, count: int, batch_size: int, says: str) -> None:
+    @pytest.mark.parametrize("kind", [ShuffledSampler, ViewsSampler])
+    def test_too_little(self, kind: type[ShuffledSampler], count: int, batch_size: int, says: str) -> None:
         with pytest.raises(UserError, match=says):
-            ShuffledSampler(np.zeros(count, np.int64), seed=0, batch_size=batch_size, drop_last=True)
+            kind(np.zeros(count, np.int64), seed=0, batch_size=batch_size)
+
+
+class TestViews:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 3))
+    def test_every_photograph_so_many_times_side_by_side(
+        self, count: int, batch_size: int, views: int, epoch: int
+    ) -> None:
+        sampler = ViewsSampler(np.zeros(count, np.int64), seed=3, batch_size=batch_size, views=views)
+        draws = list(sampler.epoch(epoch))
+        assert len(draws) == len(sampler) == max(1, count // batch_size)
+        seen: set[int] = set()
+        for draw in draws:
+            assert draw.num_anchors == len(draw.positions) <= sampler.max_batch
+            assert len(draw.positions) == views * min(batch_size, count)
+            rows = draw.positions.reshape(-1, views)
+            assert (rows == rows[:, :1]).all()
+            assert len(set(rows[:, 0].tolist())) == len(rows)
+            assert not seen & set(rows[:, 0].tolist())
+            seen |= set(rows[:, 0].tolist())
+        assert same(draws[1:], list(sampler.epoch(epoch, 1)))
+
+    def test_the_photographs_are_those_of_the_plain_sampler(self) -> None:
+        labels = np.zeros(50, np.int64)
+        plain = ShuffledSampler(labels, seed=2, batch_size=8, drop_last=True)
+        views = ViewsSampler(labels, seed=2, batch_size=8, batches_per_epoch=4)
+        assert len(views) == 4
+        for one, other in zip(views.epoch(1), plain.epoch(1), strict=False):
+            assert one.positions[::2].tolist() == other.positions.tolist()
+
+    def test_no_views(self) -> None:
+        with pytest.raises(UserError, match="0 views of each photograph"):
+            ViewsSampler(np.zeros(5, np.int64), seed=0, views=0)
+
+
+class TestPairs:
+    @settings(max_examples=80, deadline=None)
+    @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 3))
+    def test_every_photograph_once_in_pairs_of_one_person(
+        self, counts: list[int], pairs: int, epoch: int
+    ) -> None:
+        labels = labels_of([*counts, 1])
+        num_pairs = sum((count + 1) // 2 for count in [*counts, 1])
+        sampler = PairsSampler(labels, seed=0, pairs_per_batch=num_pairs)
+        (draw,) = sampler.epoch(epoch)
+        assert len(sampler) == 1
+        assert draw.positions.dtype == np.int64
+        assert draw.num_anchors == len(draw.positions) == sampler.max_batch == 2 * num_pairs
+        first, second = draw.positions[::2], draw.positions[1::2]
+        assert (labels[first] == labels[second]).all()
+        alone = first == second
+        assert sorted(labels[first[alone]].tolist()) == [p for p, c in enumerate([*counts, 1]) if c == 1]
+        times = Counter(draw.positions.tolist())
+        assert set(times) == set(range(len(labels)))
+        twice = [position for position, number in times.items() if number == 2]
+        assert max(times.values()) <= 2
+        assert sorted(labels[twice].tolist()) == [p for p, c in enumerate([*counts, 1]) if c % 2]
+        # Smaller batches are parts of the same.
+        small = PairsSampler(labels, seed=0, pairs_per_batch=pairs)
+        draws = list(small.epoch(epoch))
+        assert len(draws) == len(small) == max(1, num_pairs // pairs)
+        together = np.concatenate([draw.positions for draw in draws])
+        assert together.tolist() == draw.positions[: len(together)].tolist()
+        assert same(draws[1:], list(small.epoch(epoch, 1)))
+
+    def test_anyone_of_a_person_is_as_likely_a_partner(self) -> None:
+        labels = labels_of([6, 3])
+        of_first = np.flatnonzero(labels == 0)
+        partners: Counter = Counter()
+        for epoch in range(1000):
+            (draw,) = PairsSampler(labels, seed=0, pairs_per_batch=5).epoch(epoch)
+            place = draw.positions.tolist().index(of_first[0])
+            partners[int(draw.positions[place ^ 1])] += 1
+        assert set(partners) == set(of_first[1:].tolist())
+        assert sum((number - 200) ** 2 / 200 for number in partners.values()) < 18.5, "p = 0.001"
+
+    def test_pairs_come_in_any_order(self) -> None:
+        labels = labels_of([2] * 40)
+        first = [PairsSampler(labels, seed=0, pairs_per_batch=4).epoch(e) for e in range(50)]
+        people = Counter(person for draws in first for person in labels[next(draws).positions[::2]].tolist())
+        assert len(people) == 40
+
+    def test_fewer_batches_than_the_epoch_has(self) -> None:
+        labels = labels_of([2] * 40)
+        few = PairsSampler(labels, seed=0, pairs_per_batch=4, batches_per_epoch=3)
+        assert same(list(few.epoch(0)), list(PairsSampler(labels, seed=0, pairs_per_batch=4).epoch(0))[:3])
+
+    @pytest.mark.parametrize(("count", "pairs", "says"), [(5, 0, "at least 1"), (0, 4, "no photographs to")])
+    def test_too_little(self, count: int, pairs: int, says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            PairsSampler(np.zeros(count, np.int64), seed=0, pairs_per_batch=pairs)
+
+
+@pytest.mark.parametrize("name", BUILT_IN["samplers"])
+def test_contract(name: str) -> None:
+    arguments = {"people": {"people_per_batch": 4, "images_per_person": 3, "extra_negatives": 5}}
+    check_sampler(functools.partial(resolve("samplers", name), **arguments.get(name, {})))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from facetrain.batch import Batch
@@ -18,9 +19,10 @@ from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_network, load_state, save_network
-from facetrain.train.loop import embed, train
+from facetrain.train.loop import Validator, embed, train
 from facetrain.train.metrics_log import MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
+from facetrain.train.trainers.base import Trainer
 from facetrain.train.trainers.triplet import TripletTrainer
 
 PEOPLE, IMAGES, SIZE = 4, 3, 8
@@ -75,15 +77,20 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def run(
-    folder: Path, reporter: Recorder | None = None, backbone: nn.Module | None = None, **settings
+    folder: Path,
+    reporter: Recorder | None = None,
+    backbone: nn.Module | None = None,
+    trainer: Trainer | None = None,
+    validate: Validator | None = None,
+    **settings,
 ) -> nn.Module:
     folder.mkdir(exist_ok=True)
     config = TrainConfig(**({"epochs": 3, "embedding_dim": 8, "precision": "fp32", "lr": 0.01} | settings))
     backbone = backbone or network()
-    trainer = TripletTrainer(PEOPLE, 8, margin=0.5)
+    trainer = trainer or TripletTrainer(PEOPLE, 8, margin=0.5)
     info = NetworkInfo("none", {}, 8, ImageSpec(size_px=16))
 
-    def validate(embed_batches) -> dict[str, float]:
+    def val_accuracy(embed_batches) -> dict[str, float]:
         images = RandomBatches().people
         return {"val_accuracy": float(np.abs(embed_batches([images, images])).mean())}
 
@@ -93,7 +100,7 @@ def run(
         backbone,
         trainer,
         RandomBatches(),
-        [validate],
+        [validate or val_accuracy],
         info,
         torch.device("cpu"),
         reporter=reporter or Recorder(),
@@ -145,6 +152,59 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, s
         assert one.keys() == other.keys()
         for key in one.keys() - {"kind"}:
             assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-6)
+
+
+def test_the_average_is_what_is_kept_and_measured_and_survives_a_resume(tmp_path: Path) -> None:
+    straight = run(tmp_path / "straight", average=0.9)
+    plain = run(tmp_path / "plain")
+    assert same_weights(straight, plain), "the average has no part in the training itself"
+    run(tmp_path / "stopped", Recorder(10, lambda: os.kill(os.getpid(), signal.SIGINT)), average=0.9)
+    run(tmp_path / "stopped", backbone=network(seed=99), average=0.9)
+    last = "checkpoints/epoch-0003.safetensors"
+    kept = {name: load_file(tmp_path / name / last) for name in ("straight", "plain", "stopped")}
+    assert all(torch.equal(kept["straight"][key], kept["stopped"][key]) for key in kept["straight"])
+    assert not torch.equal(kept["straight"]["1.weight"], kept["plain"]["1.weight"])
+    assert torch.equal(kept["plain"]["1.weight"], plain.state_dict()["1.weight"])
+    values = [
+        [row["val_accuracy"] for row in metrics(tmp_path / name)] for name in ("straight", "stopped", "plain")
+    ]
+    assert values[0][-1] == values[1][-1] != values[2][-1]
+
+
+def test_a_trainer_is_told_of_every_step(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+
+    class Telling(TripletTrainer):
+        def attach(self, backbone: nn.Module) -> None:
+            told.append(("attach", 0.0))
+
+        def before_step(self, progress: float) -> None:
+            told.append(("before", progress))
+
+        def embed(self, backbone: nn.Module, batch: Batch) -> torch.Tensor:
+            assert backbone.training
+            told.append(("embed", 0.0))
+            return super().embed(backbone, batch)
+
+        def after_step(self, backbone: nn.Module) -> None:
+            told.append(("after", 0.0))
+
+    run(tmp_path / "run", trainer=Telling(PEOPLE, 8, margin=0.5), epochs=2)
+    assert [name for name, _ in told] == ["attach", *["before", "embed", "after"] * 14]
+    assert [progress for name, progress in told if name == "before"] == [step / 14 for step in range(14)]
+
+
+@pytest.mark.parametrize("best", ["val_accuracy", "val_auc", "last"])
+def test_which_epoch_is_the_best(tmp_path: Path, best: str) -> None:
+    accuracy, auc = iter([0.5, 0.9, 0.7, 0.6]), iter([0.5, 0.6, 0.9, 0.7])
+
+    def validate(embed_batches) -> dict[str, float]:
+        return {"val_accuracy": next(accuracy), "val_auc": next(auc)}
+
+    run(tmp_path / "run", epochs=4, best=best, validate=validate)
+    epoch = {"val_accuracy": 2, "val_auc": 3, "last": 4}[best]
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "best.safetensors").samefile(folder / f"epoch-{epoch:04d}.safetensors")
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:

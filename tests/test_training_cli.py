@@ -260,9 +260,14 @@ def test_the_defaults_in_the_help_are_the_configurations() -> None:
     import inspect
 
     from facetrain.config import TrainConfig
+    from facetrain.train.trainers.classification import ClassificationTrainer
     from facetrain.train.trainers.triplet import TripletTrainer
 
-    trainer = {name: p.default for name, p in inspect.signature(TripletTrainer).parameters.items()}
+    trainer = {
+        name: p.default
+        for part in (ClassificationTrainer, TripletTrainer)
+        for name, p in inspect.signature(part).parameters.items()
+    }
     config = {name: field.default for name, field in TrainConfig.model_fields.items()}
     for option in main.commands["train"].params:
         text = getattr(option, "help", None) or ""

@@ -25,21 +25,33 @@ from facetrain.errors import UserError
 @click.command()
 @dataset_argument
 @click.option("--name", help="The run's name. Default: the trainer's and a number.")
+@click.option("--preset", help="Settings that were measured for a purpose, such as lfw-cpu.")
 @click.option(
     "--config", "config_file", type=FOLDER, help="Settings from a TOML or JSON file; options win over it."
 )
-@click.option("--trainer", help="What is trained: a name or module:attribute.  [default: triplet]")
+@click.option(
+    "--trainer",
+    help="What is trained: triplet, arcface, softmax, metric, simclr, semi-siamese, or module:attribute.  "
+    "[default: triplet]",
+)
+@click.option("--loss", help="The head of arcface and softmax (cosface, say), or the loss of metric.")
 @click.option("--backbone", help="The network: a name or module:attribute.  [default: iresnet.small]")
 @click.option("--embedding-dim", type=int, help="[default: 128]")
 @click.option("--epochs", type=int, help="Passes over the training photographs.  [default: 60]")
 @click.option("--batches-per-epoch", type=int, help="Default: as many as show about every photograph.")
-@click.option("--people", type=int, help="P: people in a batch.  [default: 32]")
+@click.option(
+    "--batch-size", type=int, help="Photographs in a batch, for trainers with a head.  [default: 128]"
+)
+@click.option("--people", type=int, help="Of triplet and metric: P, people in a batch.  [default: 32]")
 @click.option(
     "--images",
     type=int,
     help="K: photographs of each of them; people with fewer make room for more people.  [default: 8]",
 )
-@click.option("--margin", type=float, help="Of squared distances between unit embeddings.  [default: 0.2]")
+@click.option(
+    "--margin", type=float, help="Of triplet: of squared distances between unit embeddings.  [default: 0.2]"
+)
+@click.option("--miner", help="Of triplet: which negatives are taken.  [default: all-violating-random]")
 @click.option(
     "--extra-negatives", type=int, help="Random photographs of others added to each batch.  [default: 0]"
 )
@@ -110,11 +122,23 @@ def ends_for_good() -> Iterator[None]:
 
 
 def train_settings(options: dict[str, Any]) -> Any:
-    """The configuration of a file, with the options laid over it."""
-    from facetrain.config import load_config, train_config
+    """The configuration: a preset, over it a file, over that the options."""
+    from facetrain.config import lay_over, load_config, load_preset, train_config
 
-    values = load_config(options["config_file"]) if options["config_file"] else {}
-    for setting in options["settings"]:
+    values = load_preset(options["preset"]) if options["preset"] else {}
+    for layer in (
+        load_config(options["config_file"]) if options["config_file"] else {},
+        _settings(options["settings"]),
+        _options(options),
+    ):
+        values = lay_over(values, layer)
+    return train_config(values)
+
+
+def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """What ``--set NAME=VALUE`` says; a dot in a name reaches into a table."""
+    values: dict[str, Any] = {}
+    for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: write NAME=VALUE")
@@ -128,13 +152,13 @@ def train_settings(options: dict[str, Any]) -> Any:
             target[last] = json.loads(value)
         except ValueError:
             target[last] = value
+    return values
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    """What the other options say."""
     names = ("trainer", "backbone", "embedding_dim", "epochs", "batches_per_epoch", "lr", "augment", "seed")
-    values |= {name: options[name] for name in names if options[name] is not None}
-    trainer_names = ("people", "images", "margin", "extra_negatives")
+    trainer_names = ("loss", "batch_size", "people", "images", "margin", "miner", "extra_negatives")
+    values = {name: options[name] for name in names if options[name] is not None}
     trainer_args = {name: options[name] for name in trainer_names if options[name] is not None}
-    if trainer_args:
-        given = values.get("trainer_args", {})
-        if not isinstance(given, dict):
-            raise UserError(f"trainer_args = {given!r}: it holds settings, name and value of each")
-        values["trainer_args"] = given | trainer_args
-    return train_config(values)
+    return values | ({"trainer_args": trainer_args} if trainer_args else {})

@@ -23,7 +23,8 @@ class Draw(NamedTuple):
 class ShuffledSampler:
     """Every photograph once an epoch, in an order drawn anew for each; the last batch may be smaller.
 
-    drop_last: leave that one out. batches_per_epoch: only so many, of an epoch that would have more.
+    drop_last: leave that one out, unless it is the only one. batches_per_epoch: only so many, of an epoch that would
+    have more.
     """
 
     def __init__(
@@ -37,11 +38,10 @@ class ShuffledSampler:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"{batch_size} photographs in a batch: at least 1 is needed")
+        if not len(labels):
+            raise UserError("no photographs to draw batches from")
         self.seed, self.batch_size, self._count = seed, batch_size, len(labels)
-        whole = len(labels) // batch_size if drop_last else -(-len(labels) // batch_size)
-        if not whole:
-            raise UserError(f"{len(labels)} photographs are not enough for a batch of {batch_size}")
-        self._length = min(batches_per_epoch or whole, whole)
+        self._length = _num_batches(len(labels), batch_size, drop_last, batches_per_epoch)
 
     def __len__(self) -> int:
         return self._length
@@ -57,6 +57,95 @@ class ShuffledSampler:
         for position in range(start, self._length):
             drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield Draw(drawn, len(drawn))
+
+
+class ViewsSampler(ShuffledSampler):
+    """Every photograph once an epoch, ``views`` times side by side: the augmentation makes each of them another view.
+
+    For learning without labels (SimCLR). batch_size: photographs in a batch, of which ``views`` times as many views are
+    made. A last batch that is smaller is left out, unless it is the only one.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int = 128,
+        views: int = 2,
+        batches_per_epoch: int | None = None,
+    ) -> None:
+        if views < 1:
+            raise UserError(f"{views} views of each photograph: at least 1 is needed")
+        super().__init__(
+            labels, seed=seed, batch_size=batch_size, drop_last=True, batches_per_epoch=batches_per_epoch
+        )
+        self.views = views
+
+    @property
+    def max_batch(self) -> int:
+        return self.batch_size * self.views
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        for draw in super().epoch(epoch, start):
+            yield Draw(np.repeat(draw.positions, self.views), draw.num_anchors * self.views)
+
+
+class PairsSampler:
+    """Two photographs of a person side by side, and so on: places 0 and 1 are of one person, 2 and 3 of one, …
+
+    Every photograph once an epoch, with a partner drawn anew for each; where a person has an odd number, one of them
+    comes twice, and who has a single photograph is paired with it. A person with many photographs gives many pairs,
+    two of which may be in one batch. A last batch that is smaller is left out, unless it is the only one.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        pairs_per_batch: int = 64,
+        batches_per_epoch: int | None = None,
+    ) -> None:
+        if pairs_per_batch < 1:
+            raise UserError(f"{pairs_per_batch} pairs in a batch: at least 1 is needed")
+        if not len(labels):
+            raise UserError("no photographs to draw batches from")
+        self.seed, self.pairs_per_batch, self._labels = seed, pairs_per_batch, labels
+        counts = np.bincount(labels)
+        self._first = np.cumsum(counts) - counts  # where each person's begin, sorted by person
+        num_pairs = int(((counts + 1) // 2).sum())
+        self._length = _num_batches(num_pairs, pairs_per_batch, True, batches_per_epoch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def max_batch(self) -> int:
+        """The most photographs that a batch can hold."""
+        return 2 * self.pairs_per_batch
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        """The epoch's batches from position ``start`` on."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        shuffled = rng.permutation(len(self._labels))
+        rows = shuffled[
+            np.argsort(self._labels[shuffled], kind="stable")
+        ]  # people together, each in any order
+        first = self._first[self._labels[rows]]
+        place = np.arange(len(rows))
+        one = np.flatnonzero((place - first) % 2 == 0)
+        other = np.where(np.append(first[1:], -1)[one] == first[one], one + 1, first[one])
+        pairs = rng.permutation(np.stack([rows[one], rows[other]], axis=1))
+        for position in range(start, self._length):
+            drawn = pairs[position * self.pairs_per_batch : (position + 1) * self.pairs_per_batch].reshape(-1)
+            yield Draw(drawn, len(drawn))
+
+
+def _num_batches(count: int, batch_size: int, drop_last: bool, most: int | None) -> int:
+    """Batches of ``count`` things, at least one; ``most``: not more than so many."""
+    batches = max(1, count // batch_size) if drop_last else -(-count // batch_size)
+    return min(most or batches, batches)
 
 
 class PeopleSampler:

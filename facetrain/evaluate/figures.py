@@ -91,7 +91,8 @@ def roc_figure(results: Mapping[str, tuple[Floats, Floats]], out: Path) -> list[
 
 
 def loss_figure(runs: Mapping[str, Metrics], out: Path) -> list[Path]:
-    """Draw how runs went, by epoch: training loss, validation accuracy, learning rate and triplet statistics.
+    """Draw how runs went, by epoch: training loss, validation accuracy, learning rate and the statistics
+    of triplets, or of a head.
 
     Faint lines are logged steps, bold ones the means of epochs, drawn at the middle of the epoch; validation
     is drawn at its end, with a band of one standard error either way. Several runs get a colour each. What a
@@ -106,19 +107,18 @@ def loss_figure(runs: Mapping[str, Metrics], out: Path) -> list[Path]:
         figure = _new_figure(height_in=7.4 + 0.22 * math.ceil(len(labels) / columns))
         grid = figure.add_gridspec(3, 2, height_ratios=(5, 2, 3))
         places = (grid[0, 0], grid[0, 1], grid[1:, 0], grid[1, 1], grid[2, 1])
-        loss, accuracy, rate, active, distance = panels = [figure.add_subplot(place) for place in places]
+        loss, accuracy, rate, share, below = panels = [figure.add_subplot(place) for place in places]
         _draw_loss(loss, runs, colours)
         _draw_accuracy(accuracy, runs, colours)
         _draw_rate(rate, runs, colours)
-        _draw_active(active, runs, colours)
-        _draw_distances(distance, runs, colours)
+        _draw_statistics(share, below, runs, colours)
         end = max([_last_epoch(metrics) for metrics in runs.values()], default=0.0) or 1.0
         for axes in panels:
             axes.set_xlim(0, end * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=end >= 4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(_plain_number)
-        active.tick_params(labelbottom=False)
-        for axes in (loss, accuracy, rate, distance):
+        share.tick_params(labelbottom=False)
+        for axes in (loss, accuracy, rate, below):
             axes.set_xlabel("epoch")
         _head(figure, runs, colours)
         return _save(figure, out)
@@ -207,31 +207,67 @@ def _draw_rate(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, st
     axes.yaxis.set_major_formatter(_plain_number)
 
 
-def _draw_active(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
-    axes.set_title("Triplets")
-    axes.set_ylabel("active pairs")
-    tops = [
-        _draw_series(axes, metrics, "active_fraction", colours[name], len(runs))
-        for name, metrics in runs.items()
-    ]
-    if not _frame_series(axes, tops, nothing="no active fraction logged"):
+def _draw_statistics(
+    upper: Axes, lower: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]
+) -> None:
+    """What the losses have to say of themselves; of runs of different kinds, that of the first kind here."""
+
+    def logged(column: str) -> bool:
+        return any(metrics.last(column) is not None for metrics in runs.values())
+
+    if logged("active_fraction"):
+        _draw_share(upper, runs, colours, "active_fraction", title="Triplets", label="active pairs")
+        _draw_two(lower, runs, colours, "distance", "squared distance", "to the")
+    elif logged("train_accuracy"):
+        _draw_share(upper, runs, colours, "train_accuracy", title="Training people", label="recognised")
+        _draw_column(lower, runs, colours, "cos_target", "cosine to own class")
+    else:
+        upper.set_title("Pairs")
+        _draw_column(upper, runs, colours, "embedding_std", "spread")
+        _draw_two(lower, runs, colours, "similarity", "cosine", "of the")
+
+
+def _draw_share(
+    axes: Axes,
+    runs: Mapping[str, Metrics],
+    colours: Mapping[str, str],
+    column: str,
+    *,
+    title: str,
+    label: str,
+) -> None:
+    axes.set_title(title)
+    axes.set_ylabel(label)
+    tops = [_draw_series(axes, metrics, column, colours[name], len(runs)) for name, metrics in runs.items()]
+    if not _frame_series(axes, tops, nothing=f"no {column.replace('_', ' ')} logged"):
         return
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
 
 
-def _draw_distances(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
-    axes.set_ylabel("squared distance")
+def _draw_column(
+    axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str], column: str, label: str
+) -> None:
+    axes.set_ylabel(label)
+    tops = [_draw_series(axes, metrics, column, colours[name], len(runs)) for name, metrics in runs.items()]
+    _frame_series(axes, tops, nothing=f"no {label} logged")
+
+
+def _draw_two(
+    axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str], what: str, label: str, of: str
+) -> None:
+    """``what`` of positives and of negatives: distance, or similarity."""
+    axes.set_ylabel(label)
     tops = []
-    for column, label, dashes, single in (
-        ("distance_negative", "to the negative", (0, (3, 1.6)), COLOURS[1]),
-        ("distance_positive", "to the positive", "solid", COLOURS[0]),
+    for column, label_of, dashes, single in (
+        (f"{what}_negative", f"{of} negative", (0, (3, 1.6)), COLOURS[1]),
+        (f"{what}_positive", f"{of} positive", "solid", COLOURS[0]),
     ):
         for name, metrics in runs.items():
             colour = single if len(runs) == 1 else colours[name]
             tops.append(_draw_series(axes, metrics, column, colour, len(runs), linestyle=dashes))
-        axes.plot([], [], color=single if len(runs) == 1 else QUIET, linestyle=dashes, label=label)
-    if _frame_series(axes, tops, nothing="no distances logged"):
+        axes.plot([], [], color=single if len(runs) == 1 else QUIET, linestyle=dashes, label=label_of)
+    if _frame_series(axes, tops, nothing=f"no {label} logged"):
         _legend(axes, ncols=2)
 
 

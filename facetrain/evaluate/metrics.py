@@ -25,6 +25,10 @@ COLUMNS = (
     "distance_positive",  # mean squared distances
     "distance_negative",
     "embedding_std",
+    "similarity_positive",  # of pair losses: mean cosines
+    "similarity_negative",
+    "train_accuracy",  # of heads: photographs whose own class has the largest cosine
+    "cos_target",  # of heads: mean cosine to the own class
     "val_accuracy",
     "val_standard_error",
     "val_auc",

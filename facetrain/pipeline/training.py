@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +25,9 @@ from facetrain.evaluate.verification import make_pairs, verify
 from facetrain.files import write_bytes, write_json
 from facetrain.index import read_index
 from facetrain.pipeline.caching import cache
-from facetrain.plugins import check_arguments, resolve
+from facetrain.plugins import check_arguments, make, resolve
 from facetrain.tables import table_fingerprint
+from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
 from facetrain.train.loop import Reporter, Validator, bf16_is_fast
 from facetrain.train.loop import train as run_loop
@@ -70,7 +73,7 @@ def start(
     say: Callable[[str], None],
 ) -> TrainSummary:
     """A new run. Everything that can be wrong with the request is found before data are read."""
-    _check_parts(config)
+    check_parts(config)
     torch_device = device_of(device)
     folder = workspace.run_folder(name or _free_name(workspace, config))
     if folder.exists():
@@ -154,19 +157,31 @@ def epochs_done(folder: Path) -> int:
     return int(load_state(path, torch.device("cpu"))["position"]["epoch"]) if path.is_file() else 0
 
 
-def _check_parts(config: TrainConfig) -> None:
+def check_parts(config: TrainConfig) -> None:
     """Names and arguments of the plug-ins, against what they take."""
-    trainer, backbone = resolve("trainers", config.trainer), resolve("backbones", config.backbone)
-    check_arguments(trainer, f"trainer '{config.trainer}'", config.trainer_args)
-    check_arguments(backbone, f"backbone '{config.backbone}'", config.backbone_args)
-    try:  # their own checks of values; the network without its weights
-        trainer(num_classes=2, embedding_dim=config.embedding_dim, **config.trainer_args)
+    try:  # their own checks of values, too; the network without its weights
+        trainer = make(
+            "trainers", config.trainer, config.trainer_args, num_classes=2, embedding_dim=config.embedding_dim
+        )
         with torch.device("meta"):
-            backbone(embedding_dim=config.embedding_dim, **config.backbone_args)
+            backbone = make(
+                "backbones", config.backbone, config.backbone_args, embedding_dim=config.embedding_dim
+            )
     except (TypeError, ValueError) as error:
         raise UserError(
             f"settings of '{config.trainer}' or '{config.backbone}' cannot be used: {error}"
         ) from None
+    for name, part, kind in ((config.trainer, trainer, Trainer), (config.backbone, backbone, nn.Module)):
+        if not isinstance(part, kind):
+            raise UserError(f"'{name}' cannot be used: it makes a {type(part).__name__}, no {kind.__name__}")
+    sampler = resolve("samplers", trainer.sampler)
+    check_arguments(sampler, f"sampler '{trainer.sampler}'", trainer.sampler_args())
+    if config.checkpoint_activations:
+        checkpoint_activations(backbone)
+    if config.compile and not any(
+        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++")
+    ):
+        raise UserError("compile = true needs a C++ compiler: install g++, or leave it out")
 
 
 def _free_name(workspace: Workspace, config: TrainConfig) -> str:
@@ -244,9 +259,18 @@ def _build(
     backbone = build_backbone(
         config.backbone, config.backbone_args, config.embedding_dim, photos.spec.size_px
     )
-    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = resolve("trainers", config.trainer)(
-        num_classes=len(photos.identities), embedding_dim=config.embedding_dim, **config.trainer_args
+    if config.channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.checkpoint_activations:
+        checkpoint_activations(backbone)
+    if config.compile:
+        backbone.compile()
+    trainer = make(
+        "trainers",
+        config.trainer,
+        config.trainer_args,
+        num_classes=len(photos.identities),
+        embedding_dim=config.embedding_dim,
     )
     sampler = resolve("samplers", trainer.sampler)(
         photos.labels, seed=config.seed, batches_per_epoch=config.batches_per_epoch, **trainer.sampler_args()

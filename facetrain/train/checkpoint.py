@@ -25,7 +25,7 @@ from facetrain import __version__
 from facetrain.errors import UserError
 from facetrain.files import replacing, write_bytes
 from facetrain.image_spec import ImageSpec
-from facetrain.plugins import resolve
+from facetrain.plugins import make
 
 _METADATA_KEY = "facetrain"
 
@@ -56,7 +56,7 @@ class NetworkInfo:
 
 def build_backbone(name: str, args: dict[str, Any], embedding_dim: int, size_px: int) -> nn.Module:
     """The network of this name, its weights drawn from torch's current random state."""
-    backbone: nn.Module = resolve("backbones", name)(embedding_dim=embedding_dim, size_px=size_px, **args)
+    backbone: nn.Module = make("backbones", name, args, embedding_dim=embedding_dim, size_px=size_px)
     return backbone
 
 
@@ -79,7 +79,10 @@ def load_network(path: Path, device: torch.device) -> tuple[nn.Module, NetworkIn
     if _METADATA_KEY not in metadata:
         raise UserError(f"{path} was not written by facetrain: it does not say which network it is of")
     info = NetworkInfo.from_json(metadata[_METADATA_KEY])
-    backbone = build_backbone(info.backbone, info.backbone_args, info.embedding_dim, info.image_spec.size_px)
+    args = {
+        name: value for name, value in info.backbone_args.items() if name != "pretrained"
+    }  # nothing to download
+    backbone = build_backbone(info.backbone, args, info.embedding_dim, info.image_spec.size_px)
     try:
         backbone.load_state_dict(tensors)
     except RuntimeError:

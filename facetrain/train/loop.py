@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from facetrain.batch import Batches
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
+from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
 from facetrain.train.metrics_log import MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
@@ -93,7 +94,9 @@ class _Run:
         reporter: Reporter,
     ) -> None:
         self.folder, self.config, self.info, self.device = folder, config, info, device
+        trainer.attach(backbone)
         self.backbone, self.trainer = backbone.to(device), trainer.to(device)
+        self.average = Average(self.backbone, config.average) if config.average else None
         self.batches, self.validators, self.reporter = batches, validators, reporter
         self.optimiser = build_optimiser(config, backbone, trainer)
         self.at = Position()
@@ -143,8 +146,9 @@ class _Run:
             group["lr"] = lr_at(self.config, self.at.step, self.total_steps)
         self.backbone.train()
         self.trainer.train()
+        self.trainer.before_step(self.at.step / self.total_steps)
         with self.autocast:
-            embeddings = self.backbone(batch.images)
+            embeddings = self.trainer.embed(self.backbone, batch)
         loss, stats = self.trainer(embeddings.float(), batch, generator)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,6 +157,9 @@ class _Run:
                 [*self.backbone.parameters(), *self.trainer.parameters()], self.config.clip_norm
             )
         self.optimiser.step()
+        self.trainer.after_step(self.backbone)
+        if self.average is not None:
+            self.average.update(self.backbone, self.at.step)
         return {"loss": loss.detach(), **stats}
 
     def _flush(self, waiting: list[dict[str, Tensor]]) -> None:
@@ -192,8 +199,10 @@ class _Run:
         info = replace(self.info, epoch=self.at.epoch, step=self.at.step, metrics=means | measured)
         checkpoint = self.folder / "checkpoints" / f"epoch-{self.at.epoch:04d}.safetensors"
         checkpoint.parent.mkdir(exist_ok=True)
-        save_network(checkpoint, self.backbone, info)
-        score = measured.get("val_accuracy", -means["loss"])
+        save_network(checkpoint, self._measured, info)
+        score = (
+            self.at.epoch if self.config.best == "last" else measured.get(self.config.best, -means["loss"])
+        )
         if score > self.at.best:
             self.at.best = score
             link_best(checkpoint)
@@ -203,8 +212,12 @@ class _Run:
 
     def embed(self, images: Iterable[Tensor]) -> np.ndarray:
         """Unit embeddings of batches of images, float32 [n, embedding_dim], as the network stands."""
-        self.backbone.eval()
-        return embed(self.backbone, images)
+        return embed(self._measured.eval(), images)
+
+    @property
+    def _measured(self) -> nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.backbone if self.average is None else self.average.network
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -225,6 +238,7 @@ class _Run:
         state = {
             "backbone": self.backbone.state_dict(),
             "trainer": self.trainer.state_dict(),
+            "average": None if self.average is None else self.average.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "position": vars(self.at),
             "sums": self.sums,
@@ -236,6 +250,8 @@ class _Run:
         try:
             self.backbone.load_state_dict(state["backbone"])
             self.trainer.load_state_dict(state["trainer"])
+            if self.average is not None:
+                self.average.network.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError):
             raise UserError(

@@ -3,11 +3,10 @@
 Legend of shapes: N images, C channels, H and W pixels, D embedding dimensions.
 
 A stem, stages that each halve the size, and a head that keeps the places of the last map (flatten →
-linear → batch-norm) rather than averaging them away. Iresnet-18, -34, -50 and -100 are depths (2, 2, 2, 2),
-(3, 4, 6, 3), (3, 4, 14, 3) and (3, 13, 30, 3) with widths (64, 64, 128, 256, 512).
+linear → batch-norm) rather than averaging them away. iresnet18 to iresnet100 go by insightface's names.
 
-Source: Deng et al., "ArcFace", CVPR 2019, section 3.1 and its reference code; He et al., "Identity mappings",
-2016.
+Source: Deng et al., "ArcFace", CVPR 2019, section 3.1 and its reference code (insightface); He et al., "Identity
+mappings", 2016.
 """
 
 from __future__ import annotations
@@ -18,12 +17,20 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from facetrain.errors import UserError
+from facetrain.train.backbones.prelu import PReLU
+from facetrain.train.backbones.size import check_size
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "prelu": nn.PReLU,
+    "prelu": PReLU,
     "leaky_relu": lambda channels: nn.LeakyReLU(0.25, inplace=True),  # where PReLU starts
     "relu": lambda channels: nn.ReLU(inplace=True),
 }
+
+
+def check_activation(name: str) -> None:
+    """Raise UserError for an unknown activation."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"unknown activation {name!r}: one of {', '.join(ACTIVATIONS)}")
 
 
 class IRBlock(nn.Module):
@@ -57,7 +64,10 @@ class IResNet(nn.Module):
     ``stem_stride``, ``stem_kernel_px``: 1 and 3 as published; a stride of s divides the cost of all that follows
     by s². ``activation``: a key of ACTIVATIONS. ``dropout``: probability in front of the linear layer.
 
-    Raises UserError for widths that do not fit the depths, or an unknown activation.
+    ``name``: what messages call it.
+
+    Raises UserError for widths that do not fit the depths, an unknown activation, or images that are smaller than what
+    one place of the last map stands for.
     """
 
     def __init__(
@@ -71,14 +81,16 @@ class IResNet(nn.Module):
         stem_kernel_px: int = 3,
         activation: str = "prelu",
         dropout: float = 0.0,
+        name: str = "iresnet",
     ) -> None:
         super().__init__()
         if len(widths) != len(depths) + 1:
             raise UserError(
                 f"iresnet needs one width more than stages, the stem's: not {widths} for {depths}"
             )
-        if activation not in ACTIVATIONS:
-            raise UserError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
+        check_activation(activation)
+        stride = stem_stride * 2 ** len(depths)
+        check_size(name, size_px, stride)
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], stem_kernel_px, stem_stride, stem_kernel_px // 2, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -91,7 +103,7 @@ class IResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
             in_channels = out_channels
         self.stages = nn.Sequential(*stages)
-        last_px = math.ceil(size_px / (stem_stride * 2 ** len(depths)))
+        last_px = math.ceil(size_px / stride)
         self.head = nn.Sequential(
             nn.BatchNorm2d(in_channels),
             nn.Dropout(dropout),
@@ -121,8 +133,10 @@ def iresnet_small(
     """Three stages of two blocks, widths 32, 64, 128, 256, a 5×5 stem of stride 3: trains on a laptop's CPU.
 
     Spares what a CPU is slow at, which is not the convolutions but memory traffic at full resolution and
-    PReLU's backward pass (16 times leaky ReLU's in torch 2.13). Against a 3×3 stem of stride 2 it trains 1.9
-    times as fast and verifies as well (96 px, the same number of photographs seen).
+    PReLU's backward pass. Against a 3×3 stem of stride 2 it trains 1.9 times as fast and verifies as well (96 px, the
+    same number of photographs seen).
+
+    Raises UserError below 24 px, or for an unknown activation.
     """
     return IResNet(
         (2, 2, 2),
@@ -133,4 +147,45 @@ def iresnet_small(
         stem_kernel_px=5,
         activation=activation,
         dropout=dropout,
+        name="iresnet.small",
     )
+
+
+def iresnet18(
+    embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
+) -> nn.Module:
+    """Two blocks in each of four stages: 24,025,600 parameters at 512 dimensions and 112 px.
+
+    dropout: probability in front of the linear layer. activation: ``prelu``, ``leaky_relu`` or ``relu``.
+
+    Raises UserError below 16 px, or for an unknown activation; likewise the deeper ones.
+    """
+    return _published("iresnet18", (2, 2, 2, 2), embedding_dim, size_px, dropout, activation)
+
+
+def iresnet34(
+    embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
+) -> nn.Module:
+    """`iresnet18` of depths 3, 4, 6, 3: 34,139,328 parameters at 512 dimensions and 112 px."""
+    return _published("iresnet34", (3, 4, 6, 3), embedding_dim, size_px, dropout, activation)
+
+
+def iresnet50(
+    embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
+) -> nn.Module:
+    """`iresnet18` of depths 3, 4, 14, 3, ArcFace's R50: 43,590,976 parameters at 512 dimensions and 112 px."""
+    return _published("iresnet50", (3, 4, 14, 3), embedding_dim, size_px, dropout, activation)
+
+
+def iresnet100(
+    embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
+) -> nn.Module:
+    """`iresnet18` of depths 3, 13, 30, 3, ArcFace's R100: 65,150,912 parameters at 512 dimensions and 112 px."""
+    return _published("iresnet100", (3, 13, 30, 3), embedding_dim, size_px, dropout, activation)
+
+
+def _published(
+    name: str, depths: Sequence[int], embedding_dim: int, size_px: int, dropout: float, activation: str
+) -> nn.Module:
+    widths = (64, 64, 128, 256, 512)
+    return IResNet(depths, widths, embedding_dim, size_px, activation=activation, dropout=dropout, name=name)

@@ -5,20 +5,35 @@ Source: Schroff et al., "FaceNet", CVPR 2015; Amos et al., "OpenFace", 2016.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from facetrain.kernels.mining import Triplets
+from facetrain.errors import UserError
+from facetrain.kernels.mining import Triplets, squared_distances
+from facetrain.plugins import make
+from facetrain.train.losses.base import Loss
+from facetrain.train.losses.head import unit
+from facetrain.train.losses.pairs import connected_zero, embedding_std
+from facetrain.train.miners.base import Miner
+
+Distance = Literal["squared-euclidean", "cosine"]
+Average = Literal["all", "active"]
+# Distances as shares of d²: for unit vectors, 1 − cos is d²/2.
+SHARE_OF_D2: dict[str, float] = {"squared-euclidean": 1.0, "cosine": 0.5}
 
 
 @dataclass(frozen=True)
 class TripletLoss:
     """What one batch gave: every field a scalar tensor on the embeddings' device, all but ``loss`` detached.
 
-    ``active_fraction``: triplets per anchor–positive pair; near 0 the batch has little left to teach.
-    ``distance_positive``, ``distance_negative``: mean d² of the triplets' two sides; 0 when there are none.
+    ``active_fraction``: of the pairs that were looked at, those with a triplet that violates the margin; near 0 the
+    batch has little left to teach. (Where all triplets are taken: of the triplets.)
+    ``distance_positive``, ``distance_negative``: mean distance of the triplets' two sides; 0 when there are none.
     ``embedding_std``: mean over dimensions of the standard deviation over the batch. Unit vectors spread
     evenly have 1/√D; near 0 all photographs are embedded alike: training has collapsed.
     """
@@ -30,23 +45,126 @@ class TripletLoss:
     embedding_std: Tensor
 
 
-def triplet_loss(embeddings: Tensor, triplets: Triplets, *, margin: float) -> TripletLoss:
-    """Mean over triplets of max(0, d²(a,p) − d²(a,n) + margin), d² the squared L2 distance.
+class Triplet(Loss):
+    """Mean over mined triplets of max(0, d(a,p) − d(a,n) + margin), between embeddings scaled to length 1.
+
+    margin: in units of the distance. miner, miner_args: which triplets; see the family "miners".
+    distance: ``squared-euclidean``, d² from 0 to 4, or ``cosine``, 1 − cos from 0 to 2, which is half of it.
+    soft_margin: ln(1 + exp(x)) instead of max(0, x), which goes on pulling where the margin is kept (Hermans et al.
+    2017, with batch-hard mining and margin 0).
+    swap: the negative's distance is the smaller of those to the anchor and to the positive (Balntas et al., "Learning
+    local feature descriptors with triplets and shallow CNNs", BMVC 2016).
+    average: ``all``, over all mined triplets; ``active``, over those whose loss is above 0.
+
+    Statistics: those of `TripletLoss`, and ``margin``, as it is at this step.
+    """
+
+    def __init__(
+        self,
+        *,
+        margin: float = 0.2,
+        miner: str = "all-violating-random",
+        miner_args: dict[str, Any] | None = None,
+        distance: str = "squared-euclidean",
+        soft_margin: bool = False,
+        swap: bool = False,
+        average: str = "all",
+    ) -> None:
+        super().__init__()
+        if distance not in SHARE_OF_D2:
+            raise UserError(f"distance = '{distance}': choose one of {', '.join(SHARE_OF_D2)}")
+        if average not in get_args(Average):
+            raise UserError(f"average = '{average}': choose one of {', '.join(get_args(Average))}")
+        largest = 4 * SHARE_OF_D2[distance]
+        if not (0 < margin < largest or (soft_margin and margin == 0)):
+            raise UserError(
+                f"a margin of {margin:g}: {distance.replace('-e', ' E')} distances of unit vectors reach {largest:g}, "
+                f"choose one such as 0.2"
+            )
+        self.miner: Miner = make("miners", miner, miner_args or {})
+        self.margin, self.distance, self.soft_margin = margin, distance, soft_margin
+        self.swap, self.average = swap, average
+
+    @property
+    def collapsed_loss(self) -> float:
+        """The loss where all embeddings are alike."""
+        margin = self.margin * self.margin_share
+        return math.log1p(math.exp(margin)) if self.soft_margin else margin
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        num_anchors: int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        zero = connected_zero(embeddings)
+        embeddings = unit(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+        margin = self.margin * self.margin_share
+        triplets = self.miner(
+            embeddings,
+            labels,
+            margin=margin / SHARE_OF_D2[self.distance],
+            generator=generator,
+            num_anchors=num_anchors,
+        )
+        result = triplet_loss(
+            embeddings,
+            triplets,
+            margin=margin,
+            distance=self.distance,
+            soft_margin=self.soft_margin,
+            swap=self.swap,
+            average=self.average,
+        )
+        stats = {name: value for name, value in vars(result).items() if name != "loss"}
+        return result.loss + zero, stats | {"margin": embeddings.new_tensor(margin)}
+
+
+def triplet_loss(
+    embeddings: Tensor,
+    triplets: Triplets,
+    *,
+    margin: float,
+    distance: str = "squared-euclidean",
+    soft_margin: bool = False,
+    swap: bool = False,
+    average: str = "all",
+) -> TripletLoss:
+    """Mean over triplets of max(0, d(a,p) − d(a,n) + margin); see `Triplet` for the variants.
 
     ``embeddings``: [N, D] float, L2-normalised by the caller, float32 or wider for the sake of small
-    distances. ``margin``: in units of d². Without triplets the loss is 0 and its gradient zeros. Nothing here
-    waits for the device.
+    distances. ``margin``: in units of the distance. Without triplets the loss is 0 and its gradient zeros. Nothing
+    here waits for the device.
     """
-    anchor_TD = embeddings[triplets.anchor]
-    positive_T = (anchor_TD - embeddings[triplets.positive]).square().sum(1)
-    negative_T = (anchor_TD - embeddings[triplets.negative]).square().sum(1)
+    sides = [(triplets.anchor, triplets.positive), (triplets.anchor, triplets.negative)]
+    if swap:
+        sides.append((triplets.positive, triplets.negative))
+    positive_T, *negatives_T = (d2_T * SHARE_OF_D2[distance] for d2_T in _row_distances(embeddings, sides))
+    negative_T = torch.minimum(*negatives_T) if swap else negatives_T[0]
+    violation_T = positive_T - negative_T + margin
+    loss_T = F.softplus(violation_T) if soft_margin else violation_T.clamp_min(0)
     count = max(len(triplets), 1)
-    loss = (positive_T - negative_T + margin).clamp_min(0).sum() / count
+    counted = (loss_T.detach() > 0).sum().clamp_min(1) if average == "active" else count
+    loss = loss_T.sum() / counted
     with torch.no_grad():
         return TripletLoss(
             loss=loss,
-            active_fraction=loss.new_tensor(len(triplets) / max(triplets.num_pairs, 1)),
+            active_fraction=(violation_T > 0).sum().to(loss.dtype) / max(triplets.num_pairs, 1),
             distance_positive=positive_T.sum() / count,
             distance_negative=negative_T.sum() / count,
-            embedding_std=embeddings.std(dim=0, correction=0).mean(),
+            embedding_std=embedding_std(embeddings),
         )
+
+
+def _row_distances(embeddings: Tensor, sides: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """d² [T] between rows of the batch, for each of the ``sides`` (row numbers, int64 [T] twice).
+
+    From the gathered rows, T × D numbers; where there are so many triplets that all N × N distances are fewer, from
+    those.
+    """
+    num_rows, dim = embeddings.shape
+    if num_rows**2 < len(sides[0][0]) * dim:
+        distances_NN = squared_distances(embeddings, embeddings)
+        return [distances_NN[first, second] for first, second in sides]
+    return [(embeddings[first] - embeddings[second]).square().sum(1) for first, second in sides]

@@ -1,0 +1,34 @@
+"""The contract of a miner."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from facetrain.kernels.mining import Triplets
+
+
+class Miner(ABC):
+    """Chooses triplets (anchor, positive, negative) within a batch. Constructed as ``Miner(**miner_args)``."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        margin: float,
+        generator: torch.Generator | None = None,
+        num_anchors: int | None = None,
+    ) -> Triplets:
+        """Row numbers of the triplets, and how many pairs were looked at; nothing of it carries a gradient.
+
+        embeddings: float [n, embedding_dim], unit vectors. labels: int64 [n]. margin: of d², the squared L2 distance;
+        infinite where every negative counts as a violator. ``generator``, on the embeddings' device: all chance comes
+        from it. ``num_anchors``: only rows before it are anchors and positives; None stands for all.
+
+        In every triplet the positive has the anchor's label and is another row, and the negative has another label.
+        Without any, the three are empty.
+        """

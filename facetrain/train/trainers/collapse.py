@@ -1,0 +1,13 @@
+"""Telling that a training has collapsed: every photograph gets the same embedding."""
+
+from __future__ import annotations
+
+SPREAD_OF_COLLAPSE = 0.05
+
+
+def is_collapsed(stats: dict[str, float], embedding_dim: int) -> bool:
+    """Whether unit embeddings spread so little; False where ``embedding_std`` is not among the statistics.
+
+    Spread in all directions, they have an ``embedding_std`` of 1/√embedding_dim.
+    """
+    return stats.get("embedding_std", 1.0) * embedding_dim**0.5 < SPREAD_OF_COLLAPSE

@@ -1,0 +1,1 @@
+"""A loss, a miner, a backbone and a trainer for facetrain, from outside of it."""

@@ -1,0 +1,27 @@
+"""Held to facetrain's contracts."""
+
+from functools import partial
+
+from small_parts.backbone import depthwise
+from small_parts.loss import ProxyNCA
+from small_parts.miner import DistanceWeighted
+from small_parts.trainer import CenterTrainer
+
+from facetrain.testing import check_backbone, check_loss, check_miner, check_trainer
+
+
+def test_loss() -> None:
+    check_loss(ProxyNCA, gradcheck=True)
+    check_loss(partial(ProxyNCA, scale=1.0))
+
+
+def test_miner() -> None:
+    check_miner(DistanceWeighted)
+
+
+def test_backbone() -> None:
+    check_backbone(depthwise)
+
+
+def test_trainer() -> None:
+    check_trainer(partial(CenterTrainer, batch_size=32))
