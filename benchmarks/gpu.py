@@ -108,16 +108,15 @@ def head_step(name: str, num_classes: int) -> Callable[[], None]:
 
 def head_table(num_classes: int, repeats: int) -> list[str]:
     """The step of every head, as lines of a table."""
-    from facetrain.plugins import BUILT_IN
+    from heads import heads
 
     lines = ["| head | classes | ms/step | peak MB |", "|---|---:|---:|---:|"]
-    for name, target in BUILT_IN["losses"].items():
-        if ".heads." in target:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            ms = milliseconds(head_step(name, num_classes), repeats)
-            peak = torch.cuda.max_memory_allocated() / 1e6
-            lines.append(f"| {name} | {num_classes:,} | {ms:.2f} | {peak:,.0f} |")
+    for name in heads():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        ms = milliseconds(head_step(name, num_classes), repeats)
+        peak = torch.cuda.max_memory_allocated() / 1e6
+        lines.append(f"| {name} | {num_classes:,} | {ms:.2f} | {peak:,.0f} |")
     return lines
 
 

@@ -4,8 +4,9 @@
 
 LFW holds raw/<person>/<person>_NNNN.jpg, people.txt and pairs.txt in LFW's own format. The people of all sets but the
 last are trained on, a small network from random weights; the last set's pairs, of people whom the training never saw,
-are measured. Every training gets the same photographs in the same number of steps, one thread, the head's own defaults
-and the settings below; nothing is tuned for any. What is done already stays in WORK/heads.csv, so it can be interrupted.
+are measured. Every training has the same number of steps of 128 photographs, one thread, the loss's own defaults and the
+settings below; nothing is tuned for any. Heads see all photographs, pair losses 16 people × 8 of those with two or more.
+What is done already stays in WORK/heads.csv, so it can be interrupted.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ SETTINGS = {
     "lr": 0.1,
     "weight_decay": 5e-4,
     "best": "last",
+    "batches_per_epoch": 75,
     "validation_pairs": 20,
 }
-PAIR_LOSSES = ("triplet", "contrastive", "multi-similarity", "n-pair", "infonce", "circle")
+PAIR_LOSSES = ("triplet", "contrastive", "multi-similarity", "n-pair", "infonce", "supcon", "circle")
 
 
 def heads() -> list[str]:
@@ -60,11 +62,10 @@ def heads() -> list[str]:
 def one(lfw: Path, work: Path, loss: str, seed: int, epochs: int) -> dict[str, object]:
     """Train and measure one; the row of the table."""
     name = f"{loss}-{seed}"
-    trainer = "metric" if loss in PAIR_LOSSES else "arcface"
+    trainer, batch = ("metric", {"people": 16, "images": 8}) if loss in PAIR_LOSSES else ("arcface", {})
+    part = {"trainer": trainer, "trainer_args": {"loss": loss, **batch}}
     config = work / f"{name}.json"
-    config.write_text(
-        json.dumps({**SETTINGS, "trainer": trainer, "trainer_args": {"loss": loss}, "epochs": epochs})
-    )
+    config.write_text(json.dumps({**SETTINGS, **part, "epochs": epochs}))
     started = time.perf_counter()
     facetrain(work, "train", "--config", config.name, "--name", name, "--seed", str(seed), "-j", "1")
     seconds = time.perf_counter() - started

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,13 +82,22 @@ def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two layers of settings as one: ``above`` wins, tables are merged. Where it names another part (a trainer, a loss),
     the arguments that ``below`` had for the old one go."""
     replaced = {f"{part}_args" for part in above if part in below and below[part] != above[part]}
-    below = {name: value for name, value in below.items() if name not in replaced}
-    tables = {
-        name: lay_over(below[name], above[name])
-        for name in below.keys() & above.keys()
-        if isinstance(below[name], dict) and isinstance(above[name], dict)
+    kept = {name: value for name, value in below.items() if name not in replaced}
+    return merged(kept, above, lay_over)
+
+
+def merged(
+    one: dict[str, Any],
+    other: dict[str, Any],
+    tables: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Settings of both, where both have one that of ``other``; tables are merged likewise, or by ``tables``."""
+    both = {
+        name: (tables or merged)(one[name], other[name])
+        for name in one.keys() & other.keys()
+        if isinstance(one[name], dict) and isinstance(other[name], dict)
     }
-    return below | above | tables
+    return one | other | both
 
 
 def load_config(path: Path) -> dict[str, Any]:

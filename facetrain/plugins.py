@@ -21,7 +21,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "metric": "facetrain.train.trainers.metric:MetricTrainer",
         "simclr": "facetrain.train.trainers.simclr:SimclrTrainer",
         "semi-siamese": "facetrain.train.trainers.semi_siamese:SemiSiameseTrainer",
-        "arcface": "facetrain.train.trainers.classification:ArcFaceTrainer",
+        "arcface": "facetrain.train.trainers.classification:arcface_trainer",
         "softmax": "facetrain.train.trainers.classification:ClassificationTrainer",
     },
     "losses": {
@@ -127,19 +127,33 @@ def _imported(family: str, target: str) -> Any:
         value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module may raise when it is imported
         raise UserError(f"cannot load {target} of {family}: {error}") from error
     return value
 
 
-def make(family: str, name: str, arguments: dict[str, Any], **given: Any) -> Any:
-    """What the part ``name`` makes of its ``arguments``, which are checked first.
+def make(family: str, name: str, arguments: dict[str, Any] | None, **given: Any) -> Any:
+    """What the part ``name`` makes of its ``arguments`` (None: none), which are checked first.
 
     ``given`` follows from the data and the configuration (``num_classes``, say): the part gets what its signature names.
     """
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f"arguments of {SINGULAR[family]} '{name}' = {arguments!r}: write a table, name and value of each"
+        )
     part = resolve(family, name)
     check_arguments(part, f"{SINGULAR[family]} '{name}'", arguments)
     parameters = inspect.signature(part).parameters
+    missing = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty
+        and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.name not in given | arguments
+    ]
+    if missing:
+        raise UserError(f"{SINGULAR[family]} '{name}' cannot be used here: it needs {', '.join(missing)}")
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return part(**{key: value for key, value in given.items() if anything or key in parameters}, **arguments)
 
@@ -152,7 +166,7 @@ def _unknown(family: str, name: str) -> str:
     return f"no '{name}' among the {family}: {hint}there are {', '.join(names)} (or module:attribute)"
 
 
-_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict": dict}
 SET_BY_US = ("num_classes", "embedding_dim", "size_px")  # follow from the data and the configuration
 
 
@@ -174,10 +188,12 @@ def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
             )
     for argument in arguments:
         if argument not in names:
-            raise UserError(f"{name} takes no '{argument}': it takes {', '.join(names)}")
+            raise UserError(f"{name} takes no '{argument}': it takes {', '.join(names) or 'no arguments'}")
 
 
 def _is_of(value: Any, kind: str) -> bool:
     """Whether a value may be given where ``kind`` is asked for; types that we do not know are left to the part."""
-    kinds = _KINDS.get(kind, object)
+    if kind.endswith(" | None"):
+        return value is None or _is_of(value, kind.removesuffix(" | None"))
+    kinds = _KINDS.get(kind.partition("[")[0], object)
     return isinstance(value, kinds) and (kind not in _KINDS or isinstance(value, bool) == (kind == "bool"))

@@ -90,7 +90,8 @@ def trunk_of(name: str, **options: object) -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "swin_t",
-                                  "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "squeezenet1_1", "googlenet"])  # fmt: skip
+                                  "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "squeezenet1_1", "googlenet",
+                                  "densenet121"])  # fmt: skip
 def test_a_torchvision_network_is_cut_off_right_in_front_of_its_pooling(name: str) -> None:
     options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     trunk, given = trunk_of(name, **options)

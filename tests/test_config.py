@@ -21,7 +21,7 @@ def test_a_preset_is_a_configuration_whose_parts_exist(name: str) -> None:
 
     config = train_config(load_preset(name))
     assert config != TrainConfig()
-    check_parts(config)
+    check_parts(config, size_px=96)
 
 
 def test_there_is_the_preset_for_lfw() -> None:
@@ -45,6 +45,22 @@ def test_layers_preset_then_file_then_settings_then_options(tmp_path: Path) -> N
     assert config.backbone_args == {}, "those of the preset were for its own backbone"
     assert config.trainer == preset["trainer"]
     assert config.trainer_args == preset["trainer_args"] | {"batch_size": 9}
+
+
+def test_options_and_set_are_one_layer() -> None:
+    """A part that an option names and arguments that --set gives belong together."""
+    for options, expected in (
+        (
+            {"loss": "arcface", "settings": ("trainer_args.loss_args.margin_rad=0.3",)},
+            {"loss": "arcface", "loss_args": {"margin_rad": 0.3}},
+        ),
+        ({"trainer": "triplet", "settings": ("trainer_args.margin=0.7",)}, {"margin": 0.7}),
+    ):
+        config = train_settings(OPTIONS | {"preset": "lfw-cpu"} | options)
+        assert config.trainer_args.items() >= expected.items()
+    named = {"backbone": "iresnet18", "settings": ("backbone_args.dropout=0.5", "seed=1"), "seed": 2}
+    config = train_settings(OPTIONS | {"preset": "lfw-cpu"} | named)
+    assert (config.backbone_args, config.seed) == ({"dropout": 0.5}, 2)
 
 
 def test_arguments_stay_with_the_part_that_they_are_for() -> None:

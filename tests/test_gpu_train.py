@@ -11,7 +11,12 @@ from facetrain.testing import check_backbone, check_loss, check_miner, check_tra
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 
 HEADS = [name for name, target in BUILT_IN["losses"].items() if ".heads." in target]
-BY_CHANCE = ("elasticface", "elasticface-plus", "triplet")  # drawn on the device, by its own generator
+BY_CHANCE = (
+    "elastic-arcface",
+    "elastic-cosface",
+    "n-pair",
+    "triplet",
+)  # drawn on the device, by its own generator
 
 
 @pytest.mark.parametrize("name", BUILT_IN["losses"])

@@ -472,7 +472,7 @@ def test_names(name: str) -> None:
         ("infonce", {"temperature": -1.0}, "temperature = -1: choose a number above 0"),
         ("infonce", {"temperatur": 1.0}, "loss 'infonce' takes no 'temperatur': it takes temperature"),
         ("circle", {"margin_cos": 1.5}, "margin_cos = 1.5: choose a number from 0 to 1"),
-        ("n-pair", {"l2_weight": -0.1}, "l2_weight = -0.1: choose 0 or more"),
+        ("n-pair", {"l2_weight": -0.1}, "l2_weight = -0.1: choose a number from 0 to 1e"),
     ],
 )
 def test_wrong_arguments(name: str, arguments: dict, says: str) -> None:

@@ -23,6 +23,7 @@ from facetrain.train.loop import Validator, embed, train
 from facetrain.train.metrics_log import MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.trainers.classification import ClassificationTrainer
 from facetrain.train.trainers.triplet import TripletTrainer
 
 PEOPLE, IMAGES, SIZE = 4, 3, 8
@@ -82,6 +83,7 @@ def run(
     backbone: nn.Module | None = None,
     trainer: Trainer | None = None,
     validate: Validator | None = None,
+    batches: int = 7,
     **settings,
 ) -> nn.Module:
     folder.mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ def run(
         config,
         backbone,
         trainer,
-        RandomBatches(),
+        RandomBatches(batches),
         [validate or val_accuracy],
         info,
         torch.device("cpu"),
@@ -194,6 +196,45 @@ def test_a_trainer_is_told_of_every_step(tmp_path: Path) -> None:
     assert [progress for name, progress in told if name == "before"] == [step / 14 for step in range(14)]
 
 
+def head_trainer(**settings) -> ClassificationTrainer:
+    torch.manual_seed(1)
+    return ClassificationTrainer(PEOPLE, 8, loss="cosface", **settings)
+
+
+def test_a_head_is_trained_with_the_network(tmp_path: Path) -> None:
+    trainer = head_trainer()
+    before = trainer.loss.weight.detach().clone()
+    reporter = Recorder()
+    run(tmp_path / "run", reporter, trainer=trainer, epochs=8, weight_decay=0)
+    assert (trainer.loss.weight - before).detach().norm(dim=1).min() > 0.05
+    accuracy = [values["train_accuracy"] for values in reporter.epochs]
+    assert accuracy[-1] > 0.9 > accuracy[0]
+
+
+def test_a_heads_gradient_is_clipped_too(tmp_path: Path) -> None:
+    plain = {"epochs": 1, "optimizer": "sgd", "lr": 1.0, "momentum": 0, "weight_decay": 0}
+    moved = []
+    for clip_norm in (None, 1e-6):
+        trainer = head_trainer()
+        before = trainer.loss.weight.detach().clone()
+        run(tmp_path / f"{clip_norm}", trainer=trainer, clip_norm=clip_norm, **plain)
+        moved.append(float((trainer.loss.weight - before).detach().norm()))
+    assert moved[1] < 1e-3 * moved[0]
+
+
+def test_every_step_and_every_seed_has_chance_of_its_own(tmp_path: Path) -> None:
+    drawn: dict[int, list[float]] = {0: [], 1: []}
+
+    class Drawing(TripletTrainer):
+        def forward(self, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator):
+            drawn[seed].append(float(torch.rand((), generator=generator)))
+            return super().forward(embeddings, batch, generator)
+
+    for seed in drawn:
+        run(tmp_path / str(seed), trainer=Drawing(PEOPLE, 8, margin=0.5), epochs=1, seed=seed)
+    assert len(set(drawn[0] + drawn[1])) == 14
+
+
 @pytest.mark.parametrize("best", ["val_accuracy", "val_auc", "last"])
 def test_which_epoch_is_the_best(tmp_path: Path, best: str) -> None:
     accuracy, auc = iter([0.5, 0.9, 0.7, 0.6]), iter([0.5, 0.6, 0.9, 0.7])
@@ -236,6 +277,45 @@ def test_a_loss_that_is_no_number_ends_with_one_line(tmp_path: Path) -> None:
         backbone[1].weight.fill_(float("nan"))
     with pytest.raises(UserError, match="no longer a number"):
         run(tmp_path / "run", backbone=backbone)
+
+
+def test_weights_spoilt_by_the_last_step_of_an_epoch_end_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="embeddings are no longer a number"):
+        run(tmp_path / "run", lr=1e30, optimizer="sgd", batches=1)
+
+
+class Odd(TripletTrainer):
+    """Gives a statistic more at some step, or under some name."""
+
+    def __init__(self, name: str, from_step: int = 0) -> None:
+        super().__init__(PEOPLE, 8, margin=0.5)
+        self.name, self.left = name, from_step
+
+    def forward(self, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator):
+        loss, stats = super().forward(embeddings, batch, generator)
+        self.left -= 1
+        return loss, stats | ({self.name: loss.detach()} if self.left < 0 else {})
+
+
+@pytest.mark.parametrize("name", ["lr", "loss", "epoch", "val_accuracy"])
+def test_no_statistic_takes_the_place_of_a_column_of_ours(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"calls a statistic '{name}'"):
+        run(tmp_path / "run", trainer=Odd(name))
+
+
+def test_statistics_stay_the_same(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gives other statistics than at its first step \(extra\)"):
+        run(tmp_path / "run", trainer=Odd("extra", from_step=9))
+
+
+def test_tied_weights_can_be_kept(tmp_path: Path) -> None:
+    tied = network()
+    tied.add_module("again", nn.Linear(8, 8, bias=False))
+    tied.add_module("more", nn.Linear(8, 8, bias=False))
+    tied.more.weight = tied.again.weight
+    save_network(tmp_path / "tied.safetensors", tied, NetworkInfo("none", {}, 8, ImageSpec(size_px=16)))
+    kept = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(kept["more.weight"], tied.again.weight)
 
 
 def test_collapse_is_said_once(tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_collapse_is_told(name: str) -> None:
         ("simclr", {"loss_args": {"temperature": 0.0}}, "temperature = 0: choose a number above 0"),
         ("semi-siamese", {"people": 1}, "1 people in a batch"),
         ("semi-siamese", {"people": 13}, "13 people in a batch"),
-        ("semi-siamese", {"decay": 1.5}, "decay = 1.5: choose a number from 0 to 1"),
+        ("semi-siamese", {"decay": 1.5}, "decay = 1.5: choose a number from 0 to 0.999999"),
         ("semi-siamese", {"scale": 0.0}, "scale = 0"),
     ],
 )

@@ -163,6 +163,54 @@ def test_other_settings_train_too(trained: Path, extra: list[str]) -> None:
     assert (trained / ".ft" / "runs" / name / "checkpoints" / "epoch-0001.safetensors").is_file()
 
 
+def test_what_is_said_of_the_network_reaches_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from facetrain.train import activation_checkpointing, loop
+
+    seen: list[nn.Module] = []
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    step = loop._Run._step
+    monkeypatch.setattr(
+        loop._Run, "_step", lambda self, batch: (seen.append(self.backbone), step(self, batch))[1]
+    )
+    settings = [*SMALL, "--epochs", "1", "--batches-per-epoch", "1"]
+    ft(trained, "train", "--name", "usual", *settings)
+    asked = ["channels_last=false", "compile=true", "checkpoint_activations=true"]
+    ft(trained, "train", "--name", "unusual", *settings, *(x for name in asked for x in ("--set", name)))
+
+    def blocks(network: nn.Module) -> int:
+        return sum(isinstance(m, activation_checkpointing._Recomputed) for m in network.modules())
+
+    usual, unusual = seen
+    assert compiled == [unusual]
+    assert (blocks(usual), blocks(unusual)) == (0, 6)
+    weights = [network.stages[0][0].residual[1].weight for network in seen]
+    assert [w.is_contiguous() for w in weights] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--trainer", "arcface", "--loss", "curricularface", "--batch-size", "16"],
+        ["--trainer", "softmax", "--set", "average=0.9", "--batch-size", "8"],
+        ["--trainer", "metric", "--loss", "circle"],
+        ["--miner", "batch-hard", "--set", "trainer_args.soft_margin=true"],
+        ["--trainer", "simclr", "--batch-size", "8"],
+        ["--trainer", "semi-siamese"],
+    ],
+    ids=lambda settings: settings[1],
+)
+def test_every_trainer_trains_is_drawn_and_measured(trained: Path, settings: list[str]) -> None:
+    name = f"every-{settings[1]}"
+    short = ["--epochs", "1", "-j", "1", "--set", "validation_pairs=20"]
+    ft(trained, "train", "--name", name, *short, *settings)
+    ft(trained, "plot-loss", name)
+    assert (trained / ".ft" / "runs" / name / "loss.png").stat().st_size > 5000
+    assert "accuracy" in ft(trained, "evaluate", name).output
+
+
 def test_a_configuration_file_is_obeyed(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
         'backbone = "iresnet.small"\nembedding_dim = 32\nepochs = 5\nvalidation_pairs = 20\n'
@@ -221,6 +269,30 @@ def test_ctrl_c_and_resume(trained: Path) -> None:
         (["train", "--name", "a/b"], "cannot name a run"),
         (["train", "--backbone", "iresnet.smal"], "did you mean 'iresnet.small'"),
         (["train", "--trainer", "triplets"], "did you mean 'triplet'"),
+        (["train", "--loss", "cosface"], "--loss cosface needs a trainer that takes one: --trainer arcface"),
+        (["train", "--trainer", "arcface", "--set", "trainer_args.loss_args=5"], "should be of type dict"),
+        (
+            ["train", "--trainer", "arcface", "--loss", "torch.nn:CrossEntropyLoss"],
+            "it makes a CrossEntropyLoss",
+        ),
+        (["train", "--miner", "builtins:object"], "'builtins:object' cannot be used as a miner"),
+        (["train", "--backbone", "torch.nn:Identity"], "not embeddings [1, 128]"),
+        (
+            ["train", "--trainer", "arcface", "--batch-size", "1"],
+            "1 photographs in a batch: choose 2 or more",
+        ),
+        (["train", "--trainer", "arcface", "--batch-size", "0"], "0 photographs in a batch"),
+        (
+            ["train", "--trainer", "simclr", "--loss", "arcface"],
+            "'arcface' cannot be used here: it needs num_classes",
+        ),
+        (["train", "--trainer", "arcface", "--loss", "arcfase"], "did you mean 'arcface'"),
+        (["train", "--trainer", "arcface", "--set", "trainer_args.loss_args.margin=1"], "takes no 'margin'"),
+        (["train", "--trainer", "arcface", "--set", "trainer_args.loss_args.scale=-1"], "scale = -1"),
+        (["train", "--miner", "hardes"], "did you mean 'hardest'"),
+        (["train", "--preset", "lfw-gpu"], "did you mean 'lfw-cpu'"),
+        (["train", "--backbone", "timm/resnet19"], "timm/resnet18"),
+        (["train", "--backbone", "timm/vit_tiny_patch16_224", "--set", "backbone_args.patch_size=7"], "7 px"),
         (["train", "--trainer", "no.such:thing"], "cannot load no.such:thing"),
         (["train", "--set", "trainer_args.peple=3"], "takes no 'peple'"),
         (["train", "--set", "trainer_args.people=2.5"], "should be of type int"),

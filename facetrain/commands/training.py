@@ -123,16 +123,19 @@ def ends_for_good() -> Iterator[None]:
 
 def train_settings(options: dict[str, Any]) -> Any:
     """The configuration: a preset, over it a file, over that the options."""
-    from facetrain.config import lay_over, load_config, load_preset, train_config
+    from facetrain.config import lay_over, load_config, load_preset, merged, train_config
 
     values = load_preset(options["preset"]) if options["preset"] else {}
-    for layer in (
-        load_config(options["config_file"]) if options["config_file"] else {},
-        _settings(options["settings"]),
-        _options(options),
-    ):
-        values = lay_over(values, layer)
-    return train_config(values)
+    if options["config_file"]:
+        values = lay_over(values, load_config(options["config_file"]))
+    values = lay_over(values, merged(_settings(options["settings"]), _options(options)))
+    config = train_config(values)
+    if config.trainer == "triplet" and "loss" in config.trainer_args:
+        raise UserError(
+            f"--loss {config.trainer_args['loss']} needs a trainer that takes one: --trainer arcface or softmax for a "
+            f"head, --trainer metric for a loss over pairs"
+        )
+    return config
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:

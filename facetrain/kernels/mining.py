@@ -59,8 +59,8 @@ def mine_triplets(
     """One negative for every ordered anchor–positive pair that has one which violates the margin.
 
     ``embeddings``: [N, D] float, L2-normalised by the caller; distances d² are squared L2. ``labels``: int64
-    [N]. ``margin``: in units of d²; infinite: every negative violates it. ``generator``: on the embeddings' device; the same state gives the same
-    triplets. ``num_anchors``: only the first so many rows are anchors and positives, those behind serve as
+    [N]. ``margin``: in units of d²; infinite: every negative violates it. ``generator``: on the embeddings'
+    device; the same state gives the same triplets. ``num_anchors``: only the first so many rows are anchors and positives, those behind serve as
     negatives alone. ``positives``: of each anchor all of them, or only the closest or the furthest.
     ``max_triplets``: of strategy ``all``. ``chunk_rows``: anchors worked on at once, a matter of memory only.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,7 @@ from facetrain.evaluate.verification import make_pairs, verify
 from facetrain.files import write_bytes, write_json
 from facetrain.index import read_index
 from facetrain.pipeline.caching import cache
-from facetrain.plugins import check_arguments, make, resolve
+from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
@@ -73,12 +74,12 @@ def start(
     say: Callable[[str], None],
 ) -> TrainSummary:
     """A new run. Everything that can be wrong with the request is found before data are read."""
-    check_parts(config)
+    dataset = workspace.dataset(aligned)
+    check_parts(config, read_index(dataset.folder).spec.size_px)
     torch_device = device_of(device)
     folder = workspace.run_folder(name or _free_name(workspace, config))
     if folder.exists():
         raise UserError(f"there is a run '{folder.name}' already: choose another --name")
-    dataset = workspace.dataset(aligned)
     with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
         photos = parts.photos
         folder.mkdir(parents=True)
@@ -138,6 +139,9 @@ def resume(
             f"start a new run with `ft train`"
         )
     torch_device = device_of(device)
+    if (folder / "state.pt").is_file() and "pretrained" in config.backbone_args:  # nothing to download again
+        own = {key: value for key, value in config.backbone_args.items() if key != "pretrained"}
+        config = config.model_copy(update={"backbone_args": own})
     with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
         if facts.get("pixels", parts.photos.fingerprint) != parts.photos.fingerprint:
             raise UserError(
@@ -157,31 +161,40 @@ def epochs_done(folder: Path) -> int:
     return int(load_state(path, torch.device("cpu"))["position"]["epoch"]) if path.is_file() else 0
 
 
-def check_parts(config: TrainConfig) -> None:
-    """Names and arguments of the plug-ins, against what they take."""
-    try:  # their own checks of values, too; the network without its weights
-        trainer = make(
-            "trainers", config.trainer, config.trainer_args, num_classes=2, embedding_dim=config.embedding_dim
-        )
-        with torch.device("meta"):
-            backbone = make(
-                "backbones", config.backbone, config.backbone_args, embedding_dim=config.embedding_dim
-            )
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"settings of '{config.trainer}' or '{config.backbone}' cannot be used: {error}"
-        ) from None
+def check_parts(config: TrainConfig, size_px: int) -> None:
+    """Names and arguments of the plug-ins against what they take, and their own checks, without any data."""
+    dim = config.embedding_dim
+    given = {"num_classes": 2, "embedding_dim": dim}
+    trainer = _tried("trainers", config.trainer, config.trainer_args, given)
+    with torch.device("meta"):  # the network without its weights
+        given = {"embedding_dim": dim, "size_px": size_px}
+        backbone = _tried("backbones", config.backbone, config.backbone_args, given)
     for name, part, kind in ((config.trainer, trainer, Trainer), (config.backbone, backbone, nn.Module)):
         if not isinstance(part, kind):
             raise UserError(f"'{name}' cannot be used: it makes a {type(part).__name__}, no {kind.__name__}")
-    sampler = resolve("samplers", trainer.sampler)
-    check_arguments(sampler, f"sampler '{trainer.sampler}'", trainer.sampler_args())
+    if not isinstance(getattr(trainer, "sampler", None), str):
+        raise UserError(
+            f"trainer '{config.trainer}' names no sampler: set its `sampler`, \"shuffled\" for example"
+        )
+    somebody = {"labels": np.arange(1000) // 2, "seed": 0, "batches_per_epoch": None}
+    _tried("samplers", trainer.sampler, trainer.sampler_args(), somebody)
     if config.checkpoint_activations:
         checkpoint_activations(backbone)
     if config.compile and not any(
         shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++")
     ):
         raise UserError("compile = true needs a C++ compiler: install g++, or leave it out")
+
+
+def _tried(family: str, name: str, arguments: dict[str, Any], given: dict[str, Any]) -> Any:
+    """`make`, whose errors are the user's here: whatever goes wrong without data follows from the settings."""
+    try:
+        return make(family, name, arguments, **given)
+    except UserError:
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"'{name}' cannot be used with these settings: {said}") from error
 
 
 def _free_name(workspace: Workspace, config: TrainConfig) -> str:
@@ -261,6 +274,7 @@ def _build(
     )
     if config.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_embeddings(backbone, config, photos.spec.size_px)
     if config.checkpoint_activations:
         checkpoint_activations(backbone)
     if config.compile:
@@ -272,13 +286,34 @@ def _build(
         num_classes=len(photos.identities),
         embedding_dim=config.embedding_dim,
     )
-    sampler = resolve("samplers", trainer.sampler)(
-        photos.labels, seed=config.seed, batches_per_epoch=config.batches_per_epoch, **trainer.sampler_args()
+    sampler = make(
+        "samplers",
+        trainer.sampler,
+        trainer.sampler_args(),
+        labels=photos.labels,
+        seed=config.seed,
+        batches_per_epoch=config.batches_per_epoch,
     )
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
     return _Parts(photos, backbone, trainer, batches, [split_validator(val, config, device, threads)])
+
+
+@torch.no_grad()
+def _check_embeddings(backbone: nn.Module, config: TrainConfig, size_px: int) -> None:
+    """One black image through the network: what a plug-in gets wrong is said before the first step."""
+    try:
+        out = backbone.eval()(torch.zeros(1, 3, size_px, size_px))
+    except Exception as error:
+        raise UserError(
+            f"backbone '{config.backbone}' fails on an image of {size_px} px: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if not isinstance(out, torch.Tensor) or out.shape != (1, config.embedding_dim):
+        what = f"a tensor {list(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise UserError(
+            f"backbone '{config.backbone}' makes {what} of one image, not embeddings [1, {config.embedding_dim}]"
+        )
 
 
 def _run(
@@ -323,7 +358,12 @@ def _run(
 
 def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device, threads: int) -> Validator:
     """Verification on pairs of the validation photographs: the same pairs at every epoch."""
-    pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
+    try:
+        pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
+    except UserError as error:
+        raise UserError(
+            f"the validation split cannot be measured ({error}): set more people apart, `ft split 0.3` for example"
+        ) from None
 
     def validate(embed: Any) -> dict[str, float]:
         embeddings = embed(plain_batches(val, device, threads=threads))

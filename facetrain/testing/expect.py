@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Columns that the loop writes itself: a statistic of such a name would be lost, or take the place of one.
-TAKEN_NAMES = ("kind", "epoch", "step", "images", "seconds", "lr", "loss")
+from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS
+
+# Columns that the loop writes itself: a statistic of such a name would take the place of one.
+TAKEN_NAMES = (*BASE_COLUMNS, *VALIDATION_COLUMNS)
 
 
 def expect(holds: bool, says: str) -> None:
@@ -65,7 +67,10 @@ def expect_loss(who: str, loss: Any, stats: Any, dtype: torch.dtype | None = Non
     )
     expect(isinstance(stats, dict), f"{who}: the statistics are {_shown(stats)}, not a dict")
     for name, value in stats.items():
-        expect(isinstance(name, str), f"{who}: a statistic is called {name!r}, which is no text")
+        expect(
+            isinstance(name, str) and name.isidentifier(),
+            f"{who}: a statistic is called {name!r}: it becomes a column, choose a name like 'train_accuracy'",
+        )
         expect(
             name not in TAKEN_NAMES, f"{who}: a statistic is called '{name}', which the loop writes itself"
         )

@@ -62,7 +62,11 @@ def build_backbone(name: str, args: dict[str, Any], embedding_dim: int, size_px:
 
 def save_network(path: Path, backbone: nn.Module, info: NetworkInfo) -> None:
     """Write weights and info as safetensors, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    # Clones, since tied weights share their memory, which safetensors refuses.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in backbone.state_dict().items()
+    }
     write_bytes(path, save(tensors, metadata={_METADATA_KEY: info.to_json()}))
 
 

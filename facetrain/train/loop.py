@@ -26,7 +26,7 @@ from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
-from facetrain.train.metrics_log import MetricsLog
+from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.trainers.base import Trainer
 
@@ -108,6 +108,7 @@ class _Run:
         self.total_steps = config.epochs * len(batches)
         self.autocast = _autocast(config.precision, device)
         self.trouble = 0
+        self.stat_names: frozenset[str] = frozenset()
         self._started = time.monotonic() - self.at.seconds
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -160,7 +161,23 @@ class _Run:
         self.trainer.after_step(self.backbone)
         if self.average is not None:
             self.average.update(self.backbone, self.at.step)
-        return {"loss": loss.detach(), **stats}
+        self._check_names(stats)
+        return {**stats, "loss": loss.detach()}
+
+    def _check_names(self, stats: dict[str, Tensor]) -> None:
+        """The statistics of a trainer are columns of a table: always the same, and none of ours."""
+        self.stat_names = self.stat_names or frozenset(stats)
+        if stats.keys() != self.stat_names:
+            raise UserError(
+                f"trainer '{self.config.trainer}' gives other statistics than at its first step "
+                f"({', '.join(sorted(stats.keys() ^ self.stat_names))}): they must be the same at every step"
+            )
+        taken = stats.keys() & {*BASE_COLUMNS, *VALIDATION_COLUMNS}
+        if taken:
+            raise UserError(
+                f"trainer '{self.config.trainer}' calls a statistic '{min(taken)}', which is a column of the loop's own: "
+                f"rename it"
+            )
 
     def _flush(self, waiting: list[dict[str, Tensor]]) -> None:
         """Log the means of the waiting steps: the one place where the processor waits for the device."""
@@ -169,10 +186,7 @@ class _Run:
         names = list(waiting[0])
         table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in waiting]).cpu()
         if not torch.isfinite(table[:, names.index("loss")]).all():
-            raise UserError(
-                f"the loss is no longer a number (step {self.at.step}): start again with a lower --lr; "
-                f"the checkpoints of {self.folder.name} up to epoch {self.at.epoch} are sound"
-            )
+            raise self._diverged("loss is")
         for name, total in zip(names, table.double().sum(0).tolist(), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + total
         self.logged += len(waiting)
@@ -212,7 +226,18 @@ class _Run:
 
     def embed(self, images: Iterable[Tensor]) -> np.ndarray:
         """Unit embeddings of batches of images, float32 [n, embedding_dim], as the network stands."""
-        return embed(self._measured.eval(), images)
+        embeddings = embed(self._measured.eval(), images)
+        if not np.isfinite(
+            embeddings
+        ).all():  # the step before has spoilt the weights; there is no loss of it yet
+            raise self._diverged("embeddings are")
+        return embeddings
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f"the {what} no longer a number (step {self.at.step}): start again with a lower --lr; "
+            f"the checkpoints of {self.folder.name} up to epoch {self.at.epoch} are sound"
+        )
 
     @property
     def _measured(self) -> nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 from facetrain.files import replacing
 
 BASE_COLUMNS = ["kind", "epoch", "step", "images", "seconds", "loss", "lr"]
+VALIDATION_COLUMNS = ["val_accuracy", "val_standard_error", "val_auc"]
 
 
 class MetricsLog:

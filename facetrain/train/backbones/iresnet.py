@@ -173,14 +173,14 @@ def iresnet34(
 def iresnet50(
     embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
 ) -> nn.Module:
-    """`iresnet18` of depths 3, 4, 14, 3, ArcFace's R50: 43,590,976 parameters at 512 dimensions and 112 px."""
+    """`iresnet18` of depths 3, 4, 14, 3, ArcFace's R50: 43,590,848 parameters at 512 dimensions and 112 px."""
     return _published("iresnet50", (3, 4, 14, 3), embedding_dim, size_px, dropout, activation)
 
 
 def iresnet100(
     embedding_dim: int = 128, size_px: int = 96, dropout: float = 0.0, activation: str = "prelu"
 ) -> nn.Module:
-    """`iresnet18` of depths 3, 13, 30, 3, ArcFace's R100: 65,150,912 parameters at 512 dimensions and 112 px."""
+    """`iresnet18` of depths 3, 13, 30, 3, ArcFace's R100: 65,156,160 parameters at 512 dimensions and 112 px."""
     return _published("iresnet100", (3, 13, 30, 3), embedding_dim, size_px, dropout, activation)
 
 

@@ -176,6 +176,8 @@ def _up_to_pooling(model: nn.Module) -> nn.Sequential:
     for name, child in itertools.takewhile(lambda item: item[0] not in behind, model.named_children()):
         if name not in ("aux1", "aux2", "AuxLogits"):
             kept.add_module(name, nn.Sequential(*child) if isinstance(child, nn.ModuleList) else child)
+    if type(model).__name__ == "DenseNet":  # it applies its last ReLU between the modules
+        kept.add_module("relu", nn.ReLU())
     return kept
 
 

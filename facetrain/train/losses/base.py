@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from facetrain.errors import UserError
+from facetrain.plugins import make
 
 
 class Loss(nn.Module):
@@ -41,3 +45,11 @@ class Loss(nn.Module):
         row, one person), where the loss is 0 with a gradient of zeros, and for rows that are alike or all zeros.
         The order of the rows plays no part.
         """
+
+
+def make_loss(name: str, arguments: dict[str, Any] | None, **given: Any) -> Loss:
+    """The loss of this name, see `facetrain.plugins.make`; UserError where it makes something else."""
+    loss = make("losses", name, arguments, **given)
+    if not isinstance(loss, Loss):
+        raise UserError(f"'{name}' cannot be used as a loss: it makes a {type(loss).__name__}, no Loss")
+    return loss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from facetrain.errors import UserError
-from facetrain.train.losses.head import within
+from facetrain.train.losses.checks import within
 from facetrain.train.losses.pairs import PairLoss, mean_where
 
 

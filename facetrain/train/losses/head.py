@@ -5,15 +5,15 @@ Shapes: B rows of the batch, C classes, D embedding_dim, K sub-centres of a clas
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.errors import UserError
 from facetrain.train.losses.base import Loss
+from facetrain.train.losses.checks import positive
+from facetrain.train.losses.unit import unit
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Head(Loss):
     - `extra`, if it adds a term to the loss; `observe`, if it follows the training; `stats`, what it has to show.
 
     A head that overrides no other method changes the own column alone, so that the log-sum-exp over the classes need
-    not know the head. `cosines`, `logits` and `row_losses` are for heads that differ in more.
+    not know the head. `observe_all`, `cosines`, `logits` and `row_losses` are for heads that differ in more.
 
     Every margin is multiplied by ``margin_share``; at 0 there is none. All is computed in float32, or float64 if the
     embeddings or weights are; also under autocast.
@@ -78,7 +78,8 @@ class Head(Loss):
             )
             if self.training and len(labels):
                 with torch.no_grad():
-                    self.observe(cos_BC, targets)
+                    self.observe(targets)
+                    self.observe_all(cos_BC, targets)
             loss_B = self.row_losses(self.logits(cos_BC, targets), targets)
             loss = mean(loss_B + self.extra(targets))
             with torch.no_grad():
@@ -106,8 +107,11 @@ class Head(Loss):
         """A term to add to the rows' losses, [B] or a scalar."""
         return 0.0
 
-    def observe(self, cos_BC: Tensor, targets: Targets) -> None:
+    def observe(self, targets: Targets) -> None:
         """Called in training, without gradients, before the loss: the place to update buffers."""
+
+    def observe_all(self, cos_BC: Tensor, targets: Targets) -> None:
+        """The same, for a head that has to see the cosines of all classes."""
 
     def stats(self, targets: Targets) -> dict[str, Tensor]:
         """Further statistics, scalars by name. Called without gradients."""
@@ -132,26 +136,6 @@ class Head(Loss):
         return F.cross_entropy(logits_BC, targets.labels_B, reduction="none")
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """The vectors [..., D] scaled to length 1. One of all zeros has no direction: it stays, with a gradient of zeros."""
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.masked_fill(norm <= 1e-12, math.inf)
-
-
 def mean(values_B: Tensor) -> Tensor:
     """The mean, 0 for no values."""
     return values_B.sum() / max(len(values_B), 1)
-
-
-def positive(name: str, value: float) -> float:
-    """``value``; UserError unless it is a number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name} = {value:g}: choose a number above 0")
-    return value
-
-
-def within(name: str, value: float, low: float, high: float) -> float:
-    """``value``; UserError unless it is from ``low`` to ``high``."""
-    if not low <= value <= high:
-        raise UserError(f"{name} = {value:g}: choose a number from {low:g} to {high:g}")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from facetrain.train.losses.head import positive
+from facetrain.train.losses.checks import positive
 from facetrain.train.losses.pairs import PairLoss, logsumexp_where, mean_where
 
 

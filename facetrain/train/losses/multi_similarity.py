@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facetrain.train.losses.head import positive, within
+from facetrain.train.losses.checks import positive, within
 from facetrain.train.losses.pairs import PairLoss, logsumexp_where
 
 

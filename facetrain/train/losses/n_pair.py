@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facetrain.errors import UserError
 from facetrain.train.losses.base import Loss
-from facetrain.train.losses.head import unit
+from facetrain.train.losses.checks import within
 from facetrain.train.losses.pairs import connected_zero, embedding_std, mean_where
+from facetrain.train.losses.unit import unit
 
 
 class NPair(Loss):
     """A pair of photographs of each person, drawn from the batch: mean over persons i of ln(1 + Σ_{j≠i} exp(f_i·f⁺_j −
     f_i·f⁺_i)), f_i the embedding of the one photograph and f⁺_i that of the other: which of all f⁺ is its partner?
 
-    The embeddings are not scaled to length 1. l2_weight: of a quarter of the mean of |f|² + |f⁺|², which keeps them
+    The embeddings are not scaled to length 1: made for networks without a batch-norm at the end. Behind one (iresnet, the
+    zoo), |f|² is the number of dimensions for all and l2_weight idles. l2_weight: of a quarter of the mean of |f|² + |f⁺|², which keeps them
     short. Extra negatives are further f⁺. Two photographs of each person are enough; of more, two at random.
 
     Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016. l2_weight is
@@ -28,9 +29,7 @@ class NPair(Loss):
 
     def __init__(self, *, l2_weight: float = 0.002) -> None:
         super().__init__()
-        if l2_weight < 0:
-            raise UserError(f"l2_weight = {l2_weight:g}: choose 0 or more")
-        self.l2_weight = l2_weight
+        self.l2_weight = within("l2_weight", l2_weight, 0, 1e6)
 
     def forward(
         self,

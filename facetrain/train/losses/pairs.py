@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facetrain.train.losses.base import Loss
-from facetrain.train.losses.head import unit
+from facetrain.train.losses.unit import unit
 
 
 class PairLoss(Loss):

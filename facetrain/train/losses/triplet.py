@@ -17,8 +17,8 @@ from facetrain.errors import UserError
 from facetrain.kernels.mining import Triplets, squared_distances
 from facetrain.plugins import make
 from facetrain.train.losses.base import Loss
-from facetrain.train.losses.head import unit
 from facetrain.train.losses.pairs import connected_zero, embedding_std
+from facetrain.train.losses.unit import unit
 from facetrain.train.miners.base import Miner
 
 Distance = Literal["squared-euclidean", "cosine"]
@@ -81,7 +81,11 @@ class Triplet(Loss):
                 f"a margin of {margin:g}: {distance.replace('-e', ' E')} distances of unit vectors reach {largest:g}, "
                 f"choose one such as 0.2"
             )
-        self.miner: Miner = make("miners", miner, miner_args or {})
+        self.miner: Miner = make("miners", miner, miner_args)
+        if not isinstance(self.miner, Miner):
+            raise UserError(
+                f"'{miner}' cannot be used as a miner: it makes a {type(self.miner).__name__}, no Miner"
+            )
         self.margin, self.distance, self.soft_margin = margin, distance, soft_margin
         self.swap, self.average = swap, average
 
@@ -118,7 +122,7 @@ class Triplet(Loss):
             average=self.average,
         )
         stats = {name: value for name, value in vars(result).items() if name != "loss"}
-        return result.loss + zero, stats | {"margin": embeddings.new_tensor(margin)}
+        return result.loss + zero, stats | {"margin": embeddings.new_full((), margin)}
 
 
 def triplet_loss(

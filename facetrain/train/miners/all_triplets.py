@@ -19,11 +19,12 @@ class AllTriplets(Miner):
     """
 
     def __init__(self, *, max_triplets: int = MAX_TRIPLETS) -> None:
+        super().__init__()
         if max_triplets < 1:
             raise UserError(f"max_triplets = {max_triplets}: choose 1 or more")
         self.max_triplets = max_triplets
 
-    def __call__(
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facetrain.kernels.mining import Triplets
 
 
-class Miner(ABC):
-    """Chooses triplets (anchor, positive, negative) within a batch. Constructed as ``Miner(**miner_args)``."""
+class Miner(nn.Module):
+    """Chooses triplets (anchor, positive, negative) within a batch. Constructed as ``Miner(**miner_args)``.
+
+    A module, so that what it may remember (buffers: a memory bank, say) is saved and resumed with the loss that has it.
+    """
+
+    def __init__(self) -> None:  # nn.Module's takes anything, and then fails on it
+        super().__init__()
 
     @abstractmethod
-    def __call__(
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,

@@ -20,7 +20,7 @@ class BatchHard(Miner):
     Source: Hermans, Beyer and Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017.
     """
 
-    def __call__(
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,

@@ -31,11 +31,12 @@ class EasyPositive(Miner):
     }
 
     def __init__(self, *, negative: str = "semihard") -> None:
+        super().__init__()
         if negative not in self.strategies:
             raise UserError(f"negative = '{negative}': choose one of {', '.join(self.strategies)}")
         self.strategy = self.strategies[negative]
 
-    def __call__(
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,

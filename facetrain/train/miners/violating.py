@@ -16,7 +16,7 @@ class _Violating(Miner):
 
     strategy: ClassVar[Strategy]
 
-    def __call__(
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,

@@ -5,6 +5,16 @@ from __future__ import annotations
 SPREAD_OF_COLLAPSE = 0.05
 
 
+def collapse_line(stats: dict[str, float], embedding_dim: int, remedy: str) -> str | None:
+    """What to tell the user where `is_collapsed`, else None."""
+    if not is_collapsed(stats, embedding_dim):
+        return None
+    return (
+        f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}): start again with "
+        f"a lower --lr, or {remedy}"
+    )
+
+
 def is_collapsed(stats: dict[str, float], embedding_dim: int) -> bool:
     """Whether unit embeddings spread so little; False where ``embedding_std`` is not among the statistics.
 

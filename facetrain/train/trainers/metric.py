@@ -9,10 +9,9 @@ from torch import Tensor
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
-from facetrain.plugins import make
-from facetrain.train.losses.base import Loss
+from facetrain.train.losses.base import make_loss
 from facetrain.train.trainers.base import Trainer
-from facetrain.train.trainers.collapse import is_collapsed
+from facetrain.train.trainers.collapse import collapse_line
 
 
 class MetricTrainer(Trainer):
@@ -39,9 +38,7 @@ class MetricTrainer(Trainer):
         super().__init__()
         if extra_negatives < 0:
             raise UserError(f"{extra_negatives} extra negatives: choose 0 or more")
-        self.loss: Loss = make(
-            "losses", loss, loss_args or {}, num_classes=num_classes, embedding_dim=embedding_dim
-        )
+        self.loss = make_loss(loss, loss_args, num_classes=num_classes, embedding_dim=embedding_dim)
         self.embedding_dim = embedding_dim
         self.people, self.images, self.extra_negatives = people, images, extra_negatives
 
@@ -58,9 +55,4 @@ class MetricTrainer(Trainer):
         return self.loss(embeddings, batch.labels, generator, batch.num_anchors)
 
     def trouble(self, stats: dict[str, float]) -> str | None:
-        if is_collapsed(stats, self.embedding_dim):
-            return (
-                f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}): start "
-                f"again with a lower --lr, or more --people per batch"
-            )
-        return None
+        return collapse_line(stats, self.embedding_dim, "more --people per batch")

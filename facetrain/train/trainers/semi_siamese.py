@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from facetrain.batch import Batch
 from facetrain.errors import UserError
 from facetrain.train.average import Average
-from facetrain.train.losses.head import positive, unit, within
+from facetrain.train.losses.checks import positive, within
 from facetrain.train.losses.pairs import connected_zero, embedding_std
+from facetrain.train.losses.unit import unit
 from facetrain.train.trainers.base import Trainer
-from facetrain.train.trainers.collapse import is_collapsed
+from facetrain.train.trainers.collapse import collapse_line
 
 NOBODY = -1  # whose the places of the queue are that were never filled
 
@@ -62,7 +63,7 @@ class SemiSiameseTrainer(Trainer):
             )
         self.embedding_dim, self.people = embedding_dim, people
         self.margin_cos, self.scale = within("margin_cos", margin_cos, 0, 1), positive("scale", scale)
-        self.decay = within("decay", decay, 0, 1)
+        self.decay = within("decay", decay, 0, 0.999_999)
         self.register_buffer("queue", torch.zeros(queue_size, embedding_dim))
         self.register_buffer("queue_people", torch.full((queue_size,), NOBODY))
         self.gallery: nn.Module | None = None  # the moving average of the network
@@ -135,9 +136,4 @@ class SemiSiameseTrainer(Trainer):
         self._steps, self._written = state.tolist()
 
     def trouble(self, stats: dict[str, float]) -> str | None:
-        if is_collapsed(stats, self.embedding_dim):
-            return (
-                f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}): start "
-                f"again with a lower --lr, or more --people per batch"
-            )
-        return None
+        return collapse_line(stats, self.embedding_dim, "more --people per batch")

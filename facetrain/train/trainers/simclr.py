@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
-from facetrain.plugins import make
-from facetrain.train.losses.base import Loss
+from facetrain.train.losses.base import make_loss
 from facetrain.train.trainers.base import Trainer
-from facetrain.train.trainers.collapse import is_collapsed
+from facetrain.train.trainers.collapse import collapse_line
 
 
 class SimclrTrainer(Trainer):
@@ -55,7 +54,7 @@ class SimclrTrainer(Trainer):
             raise UserError(
                 "projection_dim, projection_hidden: choose widths above 0 (projection_dim 0: none)"
             )
-        self.loss: Loss = make("losses", loss, loss_args or {})
+        self.loss = make_loss(loss, loss_args)
         self.batch_size, self.views = batch_size, views
         self.projection_dim = projection_dim or embedding_dim
         hidden = projection_hidden or embedding_dim
@@ -75,9 +74,4 @@ class SimclrTrainer(Trainer):
         return self.loss(self.projection(embeddings), photographs, generator)
 
     def trouble(self, stats: dict[str, float]) -> str | None:
-        if is_collapsed(stats, self.projection_dim):
-            return (
-                f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}): start "
-                f"again with a lower --lr, or a larger batch_size"
-            )
-        return None
+        return collapse_line(stats, self.projection_dim, "a larger batch_size")

@@ -15,10 +15,11 @@ class DistanceWeighted(Miner):
     """
 
     def __init__(self, *, nearest: float = 0.5, farthest: float = 1.4) -> None:
+        super().__init__()
         self.nearest, self.farthest = nearest, farthest
 
     @torch.no_grad()
-    def __call__(self, embeddings, labels, *, margin, generator=None, num_anchors=None):
+    def forward(self, embeddings, labels, *, margin, generator=None, num_anchors=None):
         num_anchors = len(labels) if num_anchors is None else num_anchors
         distances = squared_distances(embeddings[:num_anchors], embeddings)  # [anchors, n]
         same = labels[:num_anchors, None] == labels

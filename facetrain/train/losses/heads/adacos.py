@@ -32,7 +32,7 @@ class AdaCos(Head):
         self.register_buffer("scale", torch.tensor(max(first, SCALE_MIN)))
         self.fixed = fixed
 
-    def observe(self, cos_BC: Tensor, targets: Targets) -> None:
+    def observe_all(self, cos_BC: Tensor, targets: Targets) -> None:
         if self.fixed:
             return
         others_BC = (self.scale * cos_BC).scatter(1, targets.labels_B[:, None], -math.inf)

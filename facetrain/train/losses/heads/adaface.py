@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from facetrain.train.losses.head import Head, Targets, mean, positive, within
+from facetrain.train.losses.checks import positive, within
+from facetrain.train.losses.head import Head, Targets, mean
 from facetrain.train.losses.heads.angles import cos_shifted
 
 
@@ -51,7 +52,7 @@ class AdaFace(Head):
         z_B = (_norm(targets) - self.norm_mean) / (self.norm_std + 1e-3)
         return (self.h * z_B).clamp(-1, 1).to(targets.cos_B.dtype)
 
-    def observe(self, cos_BC: Tensor, targets: Targets) -> None:
+    def observe(self, targets: Targets) -> None:
         norm_B = _norm(targets).to(self.norm_mean.dtype)
         self.norm_mean.lerp_(norm_B.mean(), self.ema)
         if len(norm_B) > 1:  # one row has no spread

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from facetrain.train.losses.head import Head, Targets, within
+from facetrain.train.losses.checks import within
+from facetrain.train.losses.head import Head, Targets
 
 
 class AdaMSoftmax(Head):
@@ -31,7 +32,7 @@ class AdaMSoftmax(Head):
     ) -> None:
         super().__init__(num_classes, embedding_dim, scale)
         self.regulariser = within("regulariser", regulariser, 0, 1e6)
-        self.margins = nn.Parameter(torch.full((num_classes,), within("margin_cos", margin_cos, 0, 1)))
+        self.margins = nn.Parameter(torch.full((num_classes,), float(within("margin_cos", margin_cos, 0, 1))))
 
     def target(self, targets: Targets) -> Tensor:
         return targets.cos_B - self.margin_share * self.margins[targets.labels_B].to(targets.cos_B.dtype)
@@ -39,7 +40,7 @@ class AdaMSoftmax(Head):
     def extra(self, targets: Targets) -> Tensor:
         return self.margin_share * self.regulariser * (1 - self.margins.to(targets.cos_B.dtype).mean())
 
-    def observe(self, cos_BC: Tensor, targets: Targets) -> None:
+    def observe(self, targets: Targets) -> None:
         self.margins.clamp_(0, 1)  # a step may have led out of it
 
     def stats(self, targets: Targets) -> dict[str, Tensor]:

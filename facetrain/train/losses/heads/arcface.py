@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from facetrain.errors import UserError
-from facetrain.train.losses.head import Head, Targets, within
+from facetrain.train.losses.checks import within
+from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.angles import cos_of_sum
 
 GRADIENTS = ("exact", "straight-through")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from facetrain.train.losses.head import Head, Targets, within
+from facetrain.train.losses.checks import within
+from facetrain.train.losses.head import Head, Targets
 
 
 class CosFace(Head):

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from facetrain.train.losses.head import Head, Targets, within
+from facetrain.train.losses.checks import within
+from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.angles import cos_of_sum
 
 
@@ -46,7 +47,7 @@ class CurricularFace(Head):
         weighted_BC = torch.lerp(cos_BC, cos_BC * (self.t.to(cos_BC.dtype) + cos_BC), self.margin_share)
         return torch.where(cos_BC > target_B[:, None], weighted_BC, cos_BC)
 
-    def observe(self, cos_BC: Tensor, targets: Targets) -> None:
+    def observe(self, targets: Targets) -> None:
         self.t.lerp_(targets.cos_B.mean().to(self.t.dtype), self.ema)
 
     def stats(self, targets: Targets) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.train.losses.head import Head, mean, unit
+from facetrain.train.losses.head import Head, mean
+from facetrain.train.losses.unit import unit
 
 
 class Softmax(Head):

@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from facetrain.train.losses.head import Head, Targets, within
+from facetrain.train.losses.checks import within
+from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.angles import angle_rad
 
 

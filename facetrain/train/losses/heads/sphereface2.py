@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from facetrain.train.losses.head import Head, Targets, positive, within
+from facetrain.train.losses.checks import positive, within
+from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.binary import binary_losses
 
 
