@@ -5,7 +5,6 @@ Imports neither torch nor any part of the pipeline: reading a configuration must
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from facetrain.errors import UserError
+from facetrain.errors import UserError, did_you_mean
 
 
 class TrainConfig(BaseModel):
@@ -72,8 +71,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """The settings of one of our presets; UserError for an unknown name."""
     names = sorted(path.stem for path in PRESETS.glob("*.toml"))
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = did_you_mean(name, names)
         raise UserError(f"no preset '{name}': {hint}there are {', '.join(names)}")
     return load_config(PRESETS / f"{name}.toml")
 

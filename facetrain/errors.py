@@ -12,6 +12,11 @@
 Internal bugs are ordinary exceptions and keep their traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class FacetrainError(Exception):
     """Base of all errors that facetrain raises on purpose."""
@@ -31,3 +36,9 @@ class SpecMismatch(UserError):
 
 class Locked(UserError):
     """Another command holds the writer's lock."""
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """``did you mean 'x'? `` of the name that is closest, with the blank; nothing where none is close."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'? " if close else ""

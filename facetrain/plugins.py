@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import inspect
 from typing import Any
 
-from facetrain.errors import UserError
+from facetrain.errors import UserError, did_you_mean
 
 # Lazy `module:attribute` strings, so that naming a part never imports the others.
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -160,8 +159,7 @@ def make(family: str, name: str, arguments: dict[str, Any] | None, **given: Any)
 
 def _unknown(family: str, name: str) -> str:
     names = sorted(available(family))
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    hint = did_you_mean(name, names)
     names += [f"{library}/NAME" for library in PREFIXES.get(family, {})]
     return f"no '{name}' among the {family}: {hint}there are {', '.join(names)} (or module:attribute)"
 

@@ -29,7 +29,7 @@ from facetrain.pipeline.caching import cache
 from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
-from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state
+from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state, without_download
 from facetrain.train.loop import Reporter, Validator, bf16_is_fast
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
@@ -139,9 +139,8 @@ def resume(
             f"start a new run with `ft train`"
         )
     torch_device = device_of(device)
-    if (folder / "state.pt").is_file() and "pretrained" in config.backbone_args:  # nothing to download again
-        own = {key: value for key, value in config.backbone_args.items() if key != "pretrained"}
-        config = config.model_copy(update={"backbone_args": own})
+    if (folder / "state.pt").is_file():
+        config = config.model_copy(update={"backbone_args": without_download(config.backbone_args)})
     with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
         if facts.get("pixels", parts.photos.fingerprint) != parts.photos.fingerprint:
             raise UserError(

@@ -60,6 +60,11 @@ def build_backbone(name: str, args: dict[str, Any], embedding_dim: int, size_px:
     return backbone
 
 
+def without_download(backbone_args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network whose weights we have already."""
+    return {name: value for name, value in backbone_args.items() if name != "pretrained"}
+
+
 def save_network(path: Path, backbone: nn.Module, info: NetworkInfo) -> None:
     """Write weights and info as safetensors, whole or not at all."""
     # Clones, since tied weights share their memory, which safetensors refuses.
@@ -83,9 +88,7 @@ def load_network(path: Path, device: torch.device) -> tuple[nn.Module, NetworkIn
     if _METADATA_KEY not in metadata:
         raise UserError(f"{path} was not written by facetrain: it does not say which network it is of")
     info = NetworkInfo.from_json(metadata[_METADATA_KEY])
-    args = {
-        name: value for name, value in info.backbone_args.items() if name != "pretrained"
-    }  # nothing to download
+    args = without_download(info.backbone_args)
     backbone = build_backbone(info.backbone, args, info.embedding_dim, info.image_spec.size_px)
     try:
         backbone.load_state_dict(tensors)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from facetrain.errors import UserError
-from facetrain.kernels.mining import Strategy, Triplets, mine_triplets
-from facetrain.train.miners.base import Miner
+from facetrain.kernels.mining import Strategy
+from facetrain.train.miners.mined import Mined
 
 
-class EasyPositive(Miner):
+class EasyPositive(Mined):
     """One triplet for each anchor: its closest positive, and a negative that violates the margin with it.
 
     The photographs of a person need not all come together, only each near one other: that leaves room for differences
@@ -31,26 +28,6 @@ class EasyPositive(Miner):
     }
 
     def __init__(self, *, negative: str = "semihard") -> None:
-        super().__init__()
         if negative not in self.strategies:
             raise UserError(f"negative = '{negative}': choose one of {', '.join(self.strategies)}")
-        self.strategy = self.strategies[negative]
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        margin: float,
-        generator: torch.Generator | None = None,
-        num_anchors: int | None = None,
-    ) -> Triplets:
-        return mine_triplets(
-            embeddings,
-            labels,
-            margin=margin,
-            generator=generator,
-            num_anchors=num_anchors,
-            strategy=self.strategy,
-            positives="closest",
-        )
+        super().__init__(strategy=self.strategies[negative], positives="closest")
