@@ -83,6 +83,21 @@ def test_negatives_of_easy_positives(negative: str, strategy: str) -> None:
     assert torch.equal(found.positive, closest[found.anchor])
 
 
+def test_the_bounds_of_a_violator_are_strict() -> None:
+    """Along the axes all d² between two are exactly 2: a negative is as far as the positive, or beyond by the margin."""
+    embeddings, labels = torch.eye(3), torch.tensor([0, 0, 1])
+    twice = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # d²(a,p) = 0, d²(a,n) = 2
+
+    def number(name: str, of: torch.Tensor, margin: float) -> int:
+        return len(make("miners", name, {})(of, labels, margin=margin, generator=torch.Generator()))
+
+    assert number("semihard", embeddings, 0.5) == 0, "as close as the positive: too hard"
+    assert number("all-violating-random", embeddings, 0.5) == number("hardest", embeddings, 0.5) == 2
+    for name in ("all-violating-random", "semihard", "hardest", "all"):
+        assert number(name, twice, 2.0) == 0, "beyond it by the margin: no violator"
+        assert number(name, twice, 2.5) == 2
+
+
 def test_batch_hard_takes_every_anchor_whatever_the_margin() -> None:
     embeddings, labels = torch.eye(4).repeat_interleave(2, 0), torch.arange(4).repeat_interleave(2)
     for margin in (0.0, 0.2):

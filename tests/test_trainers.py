@@ -28,6 +28,7 @@ from facetrain.train.losses.infonce import InfoNCE
 from facetrain.train.losses.multi_similarity import MultiSimilarity
 from facetrain.train.losses.triplet import Triplet
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.trainers.collapse import is_collapsed
 from facetrain.train.trainers.semi_siamese import SemiSiameseTrainer
 
 PEOPLE, IMAGES, SIZE, DIM = 12, 5, 6, 8
@@ -338,6 +339,43 @@ def test_semi_siamese_with_photographs_that_are_all_of_one_person() -> None:
     assert all(stat.isfinite() for stat in stats.values())
 
 
+def semi_siamese_of_vectors(people: int) -> SemiSiameseTrainer:
+    """One whose batches are the embeddings themselves: both networks hand them on."""
+    trainer = SemiSiameseTrainer(people, DIM, people=people, queue_size=people, margin_cos=0.3, scale=8.0)
+    trainer.attach(nn.Identity())
+    return trainer
+
+
+def test_semi_siamese_draws_for_each_person_which_of_two_is_kept() -> None:
+    vectors = F.normalize(torch.randn(128, DIM, generator=torch.Generator().manual_seed(0)))
+    labels = torch.arange(64).repeat_interleave(2)
+    batch = Batch(vectors, labels, torch.arange(128), 128)
+
+    def first_kept(seed: int) -> Tensor:
+        trainer = semi_siamese_of_vectors(64)
+        trainer(trainer.embed(nn.Identity(), batch), batch, torch.Generator().manual_seed(seed))
+        first, second = (trainer.queue.isclose(vectors[half::2]).all(1) for half in (0, 1))
+        assert (first ^ second).all(), "one of each person's two"
+        assert trainer.queue_people.tolist() == list(range(64))
+        return first
+
+    assert 16 < int(first_kept(0).sum()) < 48, "some people's first, some people's second"
+    assert torch.equal(first_kept(0), first_kept(0))
+    assert not torch.equal(first_kept(0), first_kept(1))
+
+
+def test_semi_siameses_accuracy_is_that_before_the_margin() -> None:
+    """Two people at cos 0.8 to each other, their own two photographs at 0.95: nearer, but by less than the margin."""
+    angles = torch.tensor([0.0, math.acos(0.95), math.acos(0.95) + math.acos(0.8), 0.0])
+    angles[3] = angles[2] + math.acos(0.95)
+    vectors = F.pad(torch.stack([angles.cos(), angles.sin()], 1), (0, DIM - 2))
+    batch = Batch(vectors, torch.tensor([0, 0, 1, 1]), torch.arange(4), 4)
+    trainer = semi_siamese_of_vectors(2)
+    _, stats = trainer(trainer.embed(nn.Identity(), batch), batch, torch.Generator())
+    assert float(stats["cos_target"]) == pytest.approx(0.95)
+    assert float(stats["train_accuracy"]) == 1.0
+
+
 def test_semi_siamese_defaults() -> None:
     trainer = SemiSiameseTrainer(10, DIM)
     assert trainer.queue.shape == (16384, DIM)
@@ -359,6 +397,14 @@ def test_collapse_is_told(name: str) -> None:
     assert trainer.trouble(stats | {"embedding_std": 0.3}) is None
     if name.startswith("triplet"):
         assert trainer.trouble(stats | {"loss": 0.1}) is None
+
+
+@pytest.mark.parametrize("embedding_dim", [8, 128])
+def test_collapse_begins_at_a_twentieth_of_the_full_spread(embedding_dim: int) -> None:
+    full = embedding_dim**-0.5
+    assert is_collapsed({"embedding_std": 0.049 * full}, embedding_dim)
+    assert not is_collapsed({"embedding_std": 0.051 * full}, embedding_dim)
+    assert not is_collapsed({"loss": 0.2}, embedding_dim), "nothing is known of the spread"
 
 
 @pytest.mark.parametrize(
