@@ -108,7 +108,7 @@ class _Run:
         self.total_steps = config.epochs * len(batches)
         self.autocast = _autocast(config.precision, device)
         self.trouble = 0
-        self.stat_names: frozenset[str] = frozenset()
+        self.stat_names: frozenset[str] | None = None
         self._started = time.monotonic() - self.at.seconds
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -166,8 +166,9 @@ class _Run:
 
     def _check_names(self, stats: dict[str, Tensor]) -> None:
         """The statistics of a trainer are columns of a table: always the same, and none of ours."""
-        self.stat_names = self.stat_names or frozenset(stats)
-        if stats.keys() != self.stat_names:
+        if stats.keys() == self.stat_names:
+            return
+        if self.stat_names is not None:
             raise UserError(
                 f"trainer '{self.config.trainer}' gives other statistics than at its first step "
                 f"({', '.join(sorted(stats.keys() ^ self.stat_names))}): they must be the same at every step"
@@ -178,6 +179,7 @@ class _Run:
                 f"trainer '{self.config.trainer}' calls a statistic '{min(taken)}', which is a column of the loop's own: "
                 f"rename it"
             )
+        self.stat_names = frozenset(stats)
 
     def _flush(self, waiting: list[dict[str, Tensor]]) -> None:
         """Log the means of the waiting steps: the one place where the processor waits for the device."""
