@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from _common import hardware
-from lfw import ft, prepare
+from lfw import align, ft, prepare
 
 from facetrain.plugins import BUILT_IN
 
@@ -125,7 +125,7 @@ def main() -> None:
     lfw, work = arguments.lfw.resolve(), arguments.work.resolve()
     if not (work / ".ft").is_dir():
         prepare(lfw, work)
-        ft(work, "align", "train", "aligned", "--size", "96")
+        align(work)
         ft(work, "split", "0.02")
     wanted = arguments.heads.split(",") if arguments.heads else [*heads(), *PAIR_LOSSES]
     results = work / "heads.csv"
