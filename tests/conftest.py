@@ -17,7 +17,13 @@ from click.testing import CliRunner, Result
 # Test processes share the cores: threads that wait for each other by spinning would make them ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Nor are they a place for timings: a busy machine is no failure.
+# No test asks a network. Packages that could read this when they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Installed, and run, by test_third_party.py; not collected from where it lies.
+collect_ignore = ["third_party"]
+
+# Tests are no place for timings: a busy machine is no failure.
 hypothesis.settings.register_profile(
     "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +79,14 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def load_dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def load_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Hugging Face's function, offline; what it caches goes into a temporary folder."""
-    home = tmp_path_factory.mktemp("huggingface")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("HF_HOME", str(home))
-        patch.setenv("HF_DATASETS_CACHE", str(home / "datasets"))
-        import datasets  # which reads the environment when it is imported
+    import datasets
 
-        assert datasets.config.HF_HUB_OFFLINE
-        datasets.disable_progress_bars()
-        yield lambda out, **options: datasets.load_dataset(str(out), **options)
+    assert datasets.config.HF_HUB_OFFLINE, "as conftest.py has it"
+    datasets.disable_progress_bars()
+    cache = str(tmp_path_factory.mktemp("huggingface"))
+    return lambda out, **options: datasets.load_dataset(str(out), cache_dir=cache, **options)
 
 
 class TestHuggingFace:

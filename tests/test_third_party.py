@@ -46,7 +46,7 @@ json.dump(results, sys.stdout)
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package; a build leaves files behind."""
     folder = tmp_path_factory.mktemp("third_party") / "package"
-    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("conftest.py", "__pycache__"))
+    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
