@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -61,7 +62,8 @@ def heads() -> list[str]:
 
 def one(lfw: Path, work: Path, loss: str, seed: int, epochs: int) -> dict[str, object]:
     """Train and measure one; the row of the table."""
-    name = f"{loss}-{seed}"
+    name = f"{loss}-{seed}-{epochs}"
+    shutil.rmtree(work / ".ft" / "runs" / name, ignore_errors=True)  # one that was interrupted
     trainer, batch = ("metric", {"people": 16, "images": 8}) if loss in PAIR_LOSSES else ("arcface", {})
     part = {"trainer": trainer, "trainer_args": {"loss": loss, **batch}}
     config = work / f"{name}.json"

@@ -9,11 +9,13 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facetrain.errors import UserError, did_you_mean
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(BaseModel):
@@ -34,6 +36,7 @@ class TrainConfig(BaseModel):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(2e-3, gt=0, description="the peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.99), description="of adamw")
     weight_decay: float = Field(0.05, ge=0, description="on weights; not on biases, norms and PReLU slopes")
     schedule: Literal["one-cycle", "constant"] = Field(
         "one-cycle", description="warm-up, then cosine to zero; or none"

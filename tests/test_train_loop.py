@@ -268,7 +268,7 @@ def test_the_state_holds_nothing_that_could_be_executed(tmp_path: Path) -> None:
     run(tmp_path / "run", epochs=1)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["position"]["epoch"] == 1
-    assert load_state(tmp_path / "run" / "state.pt", torch.device("cpu"))["position"] == state["position"]
+    assert load_state(tmp_path / "run" / "state.pt")["position"] == state["position"]
 
 
 def test_a_loss_that_is_no_number_ends_with_one_line(tmp_path: Path) -> None:

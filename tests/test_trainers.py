@@ -273,6 +273,8 @@ def test_semi_siamese_equals_plain_loops_and_keeps_a_queue() -> None:
     trainer.double()
     trainer.attach(backbone)
     gallery = Average(backbone, 0.9)
+    for module in gallery.network.modules():
+        module.train(isinstance(module, nn.BatchNorm1d))  # and no dropout
     optimiser = torch.optim.SGD(backbone.parameters(), lr=0.1)
     queue: list[tuple[Tensor, int]] = []
     twice = 0
@@ -281,7 +283,6 @@ def test_semi_siamese_equals_plain_loops_and_keeps_a_queue() -> None:
         torch.manual_seed(step)
         embeddings = trainer.embed(backbone, batch)
         loss, _ = trainer(embeddings, batch, torch.Generator().manual_seed(step))
-        torch.manual_seed(step)  # the same dropout
         with torch.no_grad():
             prototypes = F.normalize(gallery.network(batch.images).float()).double()
         people = batch.labels[::2].tolist()
@@ -337,6 +338,20 @@ def test_semi_siamese_with_photographs_that_are_all_of_one_person() -> None:
     assert float(loss.detach()) == 0
     assert all(p.grad.isfinite().all() for p in backbone.parameters())
     assert all(stat.isfinite() for stat in stats.values())
+
+
+def test_prototypes_have_no_dropout_and_the_batchs_norm() -> None:
+    trainer, backbone = trainer_of("semi-siamese"), nn.Sequential(network(), nn.Dropout(0.6))
+    trainer.attach(backbone)
+    batch = next(iter(Drawn(trainer).epoch(0)))
+    assert torch.equal(trainer.gallery(batch.images), trainer.gallery(batch.images))
+    trainer.eval()
+    assert not any(module.training for module in trainer.modules())
+    trainer.train()
+    assert [type(module) for module in trainer.gallery.modules() if module.training] == [nn.BatchNorm1d]
+    means = trainer.gallery[0][2].running_mean.clone()
+    trainer.embed(backbone, batch)
+    assert not torch.equal(means, trainer.gallery[0][2].running_mean)
 
 
 def semi_siamese_of_vectors(people: int) -> SemiSiameseTrainer:

@@ -40,13 +40,15 @@ from facetrain.errors import UserError
 @click.option("--epochs", type=int, help="Passes over the training photographs.  [default: 60]")
 @click.option("--batches-per-epoch", type=int, help="Default: as many as show about every photograph.")
 @click.option(
-    "--batch-size", type=int, help="Photographs in a batch, for trainers with a head.  [default: 128]"
+    "--batch-size", type=int, help="Photographs in a batch: of arcface, softmax, simclr.  [default: 128]"
 )
-@click.option("--people", type=int, help="Of triplet and metric: P, people in a batch.  [default: 32]")
+@click.option(
+    "--people", type=int, help="P: people in a batch.  [default: 32; semi-siamese 64; arcface, softmax: any]"
+)
 @click.option(
     "--images",
     type=int,
-    help="K: photographs of each of them; people with fewer make room for more people.  [default: 8]",
+    help="K: photographs of each of them; people with fewer make room for more people.  [default: 8; arcface, softmax 4]",
 )
 @click.option(
     "--margin", type=float, help="Of triplet: of squared distances between unit embeddings.  [default: 0.2]"

@@ -157,7 +157,7 @@ def _epochs_asked(folder: Path) -> int:
 def epochs_done(folder: Path) -> int:
     """Epochs that a run's state has behind it: what a resume would go on from."""
     path = folder / "state.pt"
-    return int(load_state(path, torch.device("cpu"))["position"]["epoch"]) if path.is_file() else 0
+    return int(load_state(path, mmap=True)["position"]["epoch"]) if path.is_file() else 0
 
 
 def check_parts(config: TrainConfig, size_px: int) -> None:

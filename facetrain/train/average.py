@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -22,8 +22,14 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights as step ``step`` left them."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        now, averages = network.state_dict(), self.network.state_dict()
-        floats = [name for name in now if now[name].is_floating_point()]
-        torch._foreach_lerp_([averages[name] for name in floats], [now[name] for name in floats], share)
-        for name in now.keys() - set(floats):  # counters
-            averages[name].copy_(now[name])
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        floats = [pair for pair in pairs if pair[1].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floats], [now for _, now in floats], share)
+        for average, now in pairs:
+            if not now.is_floating_point():  # counters
+                average.copy_(now)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, each once, however many names it has."""
+    return [*network.parameters(), *network.buffers()]

@@ -105,9 +105,13 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a resume state; nothing in it is executed."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+def load_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a resume state into the processor's memory; nothing in it is executed.
+
+    Modules and optimisers copy what they take to where their parameters are, and leave on the processor what belongs
+    there, such as Adam's counters: on a GPU, every step would wait for each of them. ``mmap``: read only what is used.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     return state
 
 

@@ -103,7 +103,7 @@ class _Run:
         self.sums: dict[str, float] = {}  # over the epoch so far, for its means
         self.logged = 0  # steps in them
         if (folder / "state.pt").is_file():
-            self._restore(load_state(folder / "state.pt", device))
+            self._restore(load_state(folder / "state.pt"))
         self.log = MetricsLog(folder, self.at.step)
         self.total_steps = config.epochs * len(batches)
         self.autocast = _autocast(config.precision, device)
@@ -154,9 +154,8 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(
-                [*self.backbone.parameters(), *self.trainer.parameters()], self.config.clip_norm
-            )
+            trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
         self.optimiser.step()
         self.trainer.after_step(self.backbone)
         if self.average is not None:
@@ -182,7 +181,7 @@ class _Run:
         self.stat_names = frozenset(stats)
 
     def _flush(self, waiting: list[dict[str, Tensor]]) -> None:
-        """Log the means of the waiting steps: the one place where the processor waits for the device."""
+        """Log the means of the waiting steps: the one place where the loop waits for the device."""
         if not waiting:
             return
         names = list(waiting[0])

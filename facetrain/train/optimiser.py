@@ -13,6 +13,7 @@ from facetrain.config import TrainConfig
 def build_optimiser(config: TrainConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of the configuration over the modules' parameters; vectors and scalars are not decayed."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters = list(dict.fromkeys(parameters))  # each once: a trainer may hold the network too
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -20,7 +21,7 @@ def build_optimiser(config: TrainConfig, *modules: nn.Module) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
 def lr_at(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -28,7 +28,5 @@ class SemiHard(Mined):
 class Hardest(Mined):
     """The closest negative, where d²(a,n) < d²(a,p) + margin. Early on this can pull all embeddings together."""
 
-    strategy = "hardest"
-
     def __init__(self) -> None:
         super().__init__(strategy="hardest")

@@ -12,6 +12,7 @@ from facetrain.batch import Batch
 from facetrain.errors import UserError
 from facetrain.train.losses.base import make_loss
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.trainers.collapse import collapse_line
 
 
 class ClassificationTrainer(Trainer):
@@ -60,6 +61,7 @@ class ClassificationTrainer(Trainer):
         if not pair_weight > 0:
             raise UserError(f"pair_weight = {pair_weight:g}: choose a number above 0")
         given = {"num_classes": num_classes, "embedding_dim": embedding_dim}
+        self.embedding_dim = embedding_dim
         self.loss = make_loss(loss, loss_args, **given)
         self.pair_loss = make_loss(pair_loss, pair_loss_args, **given) if pair_loss is not None else None
         self.batch_size, self.people, self.images = batch_size, people, images
@@ -91,6 +93,9 @@ class ClassificationTrainer(Trainer):
         of_pairs, pair_stats = self.pair_loss(embeddings, batch.labels, generator, batch.num_anchors)
         parts = {"loss_head": loss.detach(), "loss_pairs": of_pairs.detach()}
         return loss + self.pair_weight * of_pairs, {**pair_stats, **stats, **parts}
+
+    def trouble(self, stats: dict[str, float]) -> str | None:
+        return collapse_line(stats, self.embedding_dim, "a smaller pair_weight")  # without a pair loss, None
 
 
 arcface_trainer = functools.partial(ClassificationTrainer, loss="arcface", margin_ramp=0.3)

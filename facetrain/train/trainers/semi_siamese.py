@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
@@ -35,7 +36,8 @@ class SemiSiameseTrainer(Trainer):
     people: pairs in a batch. queue_size: prototypes kept. decay: of the moving average (`Average`, with its warm-up).
     margin_cos, scale: CosFace's.
 
-    Source: Du et al., "Semi-Siamese Training for Shallow Face Learning", ECCV 2020; defaults are FaceX-Zoo's.
+    Source: Du et al., "Semi-Siamese Training for Shallow Face Learning", ECCV 2020; defaults are FaceX-Zoo's, which
+    shows each network the first and the second photographs in two batches, of a batch-norm each; here they are one.
 
     Statistics: ``train_accuracy``, the share of probes whose own prototype is nearer than all others, before the margin;
     ``cos_target``, the mean cosine to it; ``embedding_std``.
@@ -76,6 +78,14 @@ class SemiSiameseTrainer(Trainer):
     def attach(self, backbone: nn.Module) -> None:
         self._average = Average(backbone, self.decay)
         self.gallery = self._average.network
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SemiSiameseTrainer:
+        """The gallery network's batch-norm goes with the batch; nothing else of it trains: a prototype has no dropout."""
+        super().train(mode)
+        for module in self.gallery.modules() if self.gallery is not None else ():
+            module.training = mode and isinstance(module, _BatchNorm)
+        return self
 
     def embed(self, backbone: nn.Module, batch: Batch) -> Tensor:
         assert self.gallery is not None

@@ -15,7 +15,7 @@ from facetrain.train.losses.heads.angles import cos_of_sum
 class ElasticArcFace(Head):
     """cos(θ + m) at the own class, with m drawn anew for each row: m ~ N(margin, std²), kept in [0, π/2].
 
-    Source: Boutros et al., "ElasticFace", CVPR workshops 2022; defaults: the paper's (its code has std .0125).
+    Source: Boutros et al., "ElasticFace", CVPR workshops 2022; defaults: the paper's.
 
     margin_rad, std_rad: of m, which is added to the angle. plus: give the larger draws to the rows further from their
     own class's weight (ElasticFace+; the authors' configuration then has std .0175).

@@ -19,7 +19,8 @@ class MagFace(Head):
     regulariser · mean(a / norm_high² + 1 / a), which falls in a. So clear photographs come to have long embeddings, and
     length tells quality. Where θ + m > π, ArcFace's continuation.
 
-    Source: Meng et al., "MagFace", CVPR 2021; defaults: FaceX-Zoo's (the authors' code has 35 for the regulariser).
+    Source: Meng et al., "MagFace", CVPR 2021; defaults: FaceX-Zoo's, but for its scale of
+    32 (the authors have 64, and 35 for the regulariser).
     Embeddings shorter than norm_low get no gradient along their length: let the network start within the range.
 
     ``margin_share`` acts on m(a) and, as the two are balanced against each other, on the regulariser.
