@@ -37,3 +37,15 @@ def test_the_network_itself_is_left_alone() -> None:
     average.update(network, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     assert all(a is not b for a, b in zip(network.parameters(), average.network.parameters(), strict=True))
+
+
+def test_a_weight_under_two_names_is_averaged_once() -> None:
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    network[1].weight = network[0].weight
+    average = Average(network, decay=0.5)
+    before = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight += 1
+    average.update(network, 1000)
+    assert average.network[0].weight is average.network[1].weight
+    torch.testing.assert_close(average.network[0].weight.detach(), before + 0.5)

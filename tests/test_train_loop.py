@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from facetrain.batch import Batch
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
+from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_network, load_state, save_network
 from facetrain.train.loop import Validator, embed, train
 from facetrain.train.metrics_log import MetricsLog
@@ -303,6 +304,37 @@ def test_no_statistic_takes_the_place_of_a_column_of_ours(tmp_path: Path, name: 
         run(tmp_path / "run", trainer=Odd(name))
 
 
+class Returning(TripletTrainer):
+    """Returns what it is told to make of the loss and its statistics."""
+
+    def __init__(self, what: Callable[[torch.Tensor, dict], object]) -> None:
+        super().__init__(PEOPLE, 8, margin=0.5)
+        self.what = what
+
+    def forward(self, embeddings: torch.Tensor, batch: Batch, generator: torch.Generator):
+        return self.what(*super().forward(embeddings, batch, generator))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (lambda loss, stats: None, "must return the loss and a dict of statistics, not a NoneType"),
+        (lambda loss, stats: loss, r"a dict of statistics, not a tensor \[\]"),
+        (lambda loss, stats: (float(loss.detach()), stats), "a scalar with a gradient, not a float"),
+        (lambda loss, stats: (loss.detach(), stats), r"not a tensor \[\] without a gradient"),
+        (lambda loss, stats: (loss[None], stats), r"not a tensor \[1\]"),
+        (
+            lambda loss, stats: (loss, stats | {"mine": 0.5}),
+            "a statistic 'mine' that is no scalar tensor, but a float",
+        ),
+        (lambda loss, stats: (loss, stats | {3: loss.detach()}), "a statistic 3 "),
+    ],
+)
+def test_what_a_trainer_returns_is_looked_at(tmp_path: Path, what: Callable, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run(tmp_path / "run", trainer=Returning(what))
+
+
 def test_statistics_stay_the_same(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gives other statistics than at its first step \(extra\)"):
         run(tmp_path / "run", trainer=Odd("extra", from_step=9))
@@ -425,3 +457,31 @@ def test_metrics_after_a_resume_are_as_if_uninterrupted(tmp_path: Path) -> None:
     log.close()
     rows = metrics(tmp_path)
     assert [(row["step"], row["loss"], row["new"]) for row in rows] == [("5", "0.5", ""), ("9", "0.3", "1")]
+
+
+def test_a_weight_that_two_modules_hold_is_trained_once() -> None:
+    network = torch.nn.Linear(2, 2)
+    optimiser = build_optimiser(TrainConfig(), network, torch.nn.Sequential(network, torch.nn.Linear(2, 1)))
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    assert len(trained) == len(set(trained)) == 4
+
+
+def test_a_resumed_optimiser_counts_on_the_processor(tmp_path: Path) -> None:
+    """Where the weights are on another device, each step would wait for the counters if they were there too."""
+    run(tmp_path / "run", optimizer="adamw")
+    state = load_state(tmp_path / "run" / "state.pt")["optimiser"]
+    weights = [torch.nn.Parameter(m["exp_avg"].to("meta")) for m in state["state"].values()]
+    optimiser = torch.optim.AdamW(
+        [{"params": [weights[i] for i in group["params"]]} for group in state["param_groups"]]
+    )
+    optimiser.load_state_dict(state)
+    assert {m["step"].device.type for m in optimiser.state.values()} == {"cpu"}
+    assert {m["exp_avg"].device.type for m in optimiser.state.values()} == {"meta"}
+
+
+def test_the_average_counts_the_steps_from_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(Average, "update", lambda self, network, step: counted.append(step))
+    run(tmp_path / "run", average=0.5)
+    assert counted == list(range(len(counted)))
+    assert len(counted) > 1

@@ -306,7 +306,7 @@ def test_ctrl_c_and_resume(trained: Path) -> None:
         (["train", "--set", "lr"], "NAME=VALUE"),
         (["train", "--lr", "-1"], "lr = -1.0"),
         (["train", "--margin", "9"], "margin"),
-        (["train", "--people", "1"], "people in a batch: a triplet needs at least 2"),
+        (["train", "--people", "1"], "people in a batch: at least 2 are needed"),
         (["train", "--images", "1"], "photographs of a person in a batch"),
         (["train", "--augment", "9"], "augment"),
         (["train", "--device", "cuda:77"], "device"),

@@ -43,12 +43,14 @@ from facetrain.errors import UserError
     "--batch-size", type=int, help="Photographs in a batch: of arcface, softmax, simclr.  [default: 128]"
 )
 @click.option(
-    "--people", type=int, help="P: people in a batch.  [default: 32; semi-siamese 64; arcface, softmax: any]"
+    "--people",
+    type=int,
+    help="P: people in a batch (semi-siamese: 64; arcface, softmax: as they come).  [default: 32]",
 )
 @click.option(
     "--images",
     type=int,
-    help="K: photographs of each of them; people with fewer make room for more people.  [default: 8; arcface, softmax 4]",
+    help="K: photographs of each of them; people with fewer make room for more people.  [default: 8]",
 )
 @click.option(
     "--margin", type=float, help="Of triplet: of squared distances between unit embeddings.  [default: 0.2]"

@@ -171,10 +171,10 @@ class PeopleSampler:
         batches_per_epoch: int | None = None,
     ) -> None:
         if people_per_batch < 2:
-            raise UserError(f"{people_per_batch} people in a batch: a triplet needs at least 2")
+            raise UserError(f"{people_per_batch} people in a batch: at least 2 are needed, to compare")
         if images_per_person < 2:
             raise UserError(
-                f"{images_per_person} photographs of a person in a batch: a triplet needs at least 2"
+                f"{images_per_person} photographs of a person in a batch: at least 2 are needed, to compare"
             )
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels)
@@ -186,7 +186,7 @@ class PeopleSampler:
         ]
         if len(self._sizes) < 2:
             raise UserError(
-                f"only {len(self._sizes)} of the training people has two or more photographs, at least 2 people are "
+                f"only {len(self._sizes)} of the training people with two or more photographs, at least 2 people are "
                 f"needed: `ft prune --min` with a smaller number keeps more"
             )
         self.images, self.extra_negatives = images_per_person, extra_negatives

@@ -97,7 +97,14 @@ def start(
         }
         write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())
         write_json(folder / "config.json", facts)
-        return _run(folder, config, parts, torch_device, reporter, say)
+        try:
+            return _run(folder, config, parts, torch_device, reporter, say)
+        except Exception:
+            if not (
+                folder / "state.pt"
+            ).is_file():  # failed at once: nothing to go on from, and the name is free again
+                shutil.rmtree(folder)
+            raise
 
 
 def resume(

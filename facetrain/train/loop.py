@@ -150,7 +150,7 @@ class _Run:
         self.trainer.before_step(self.at.step / self.total_steps)
         with self.autocast:
             embeddings = self.trainer.embed(self.backbone, batch)
-        loss, stats = self.trainer(embeddings.float(), batch, generator)
+        loss, stats = self._checked(self.trainer(embeddings.float(), batch, generator))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip_norm is not None:
@@ -160,8 +160,23 @@ class _Run:
         self.trainer.after_step(self.backbone)
         if self.average is not None:
             self.average.update(self.backbone, self.at.step)
-        self._check_names(stats)
         return {**stats, "loss": loss.detach()}
+
+    def _checked(self, returned: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a trainer returns of a step, a plug-in's perhaps: UserError, which names it, where it is something else."""
+        who = f"trainer '{self.config.trainer}' (or its loss)"
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+            raise UserError(f"{who} must return the loss and a dict of statistics, not {_kind(returned)}")
+        loss, stats = returned
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            raise UserError(f"{who} must return a loss that is a scalar with a gradient, not {_kind(loss)}")
+        for name, value in stats.items():
+            if not (isinstance(name, str) and isinstance(value, Tensor) and value.ndim == 0):
+                raise UserError(
+                    f"{who} gives a statistic {name!r} that is no scalar tensor, but {_kind(value)}"
+                )
+        self._check_names(stats)
+        return loss, stats
 
     def _check_names(self, stats: dict[str, Tensor]) -> None:
         """The statistics of a trainer are columns of a table: always the same, and none of ours."""
@@ -286,6 +301,13 @@ class _Run:
             ) from None
         self.at = Position(**state["position"])
         self.sums, self.logged = dict(state["sums"]), state["logged"]
+
+
+def _kind(value: Any) -> str:
+    """What something is, in a few words."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor {list(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facetrain.errors import UserError
-from facetrain.plugins import make
+from facetrain.plugins import make, resolve
 
 
 class Loss(nn.Module):
@@ -45,6 +46,11 @@ class Loss(nn.Module):
         row, one person), where the loss is 0 with a gradient of zeros, and for rows that are alike or all zeros.
         The order of the rows plays no part.
         """
+
+
+def is_head(name: str) -> bool:
+    """Whether the loss of this name has weights for the training people: whether it takes ``num_classes``."""
+    return "num_classes" in inspect.signature(resolve("losses", name)).parameters
 
 
 def make_loss(name: str, arguments: dict[str, Any] | None, **given: Any) -> Loss:

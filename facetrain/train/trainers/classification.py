@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
-from facetrain.train.losses.base import make_loss
+from facetrain.train.losses.base import is_head, make_loss
 from facetrain.train.trainers.base import Trainer
 from facetrain.train.trainers.collapse import collapse_line
 
@@ -58,12 +58,25 @@ class ClassificationTrainer(Trainer):
             )
         if pair_loss is not None and not people:
             raise UserError("a pair_loss needs pairs: set people and images, such as people = 16, images = 4")
+        if pair_loss is None and (pair_loss_args or pair_weight != 1):
+            raise UserError(
+                'pair_loss_args and pair_weight are of a pair_loss: set one, such as pair_loss = "supcon"'
+            )
         if not pair_weight > 0:
             raise UserError(f"pair_weight = {pair_weight:g}: choose a number above 0")
         given = {"num_classes": num_classes, "embedding_dim": embedding_dim}
         self.embedding_dim = embedding_dim
         self.loss = make_loss(loss, loss_args, **given)
         self.pair_loss = make_loss(pair_loss, pair_loss_args, **given) if pair_loss is not None else None
+        if not is_head(loss):
+            raise UserError(
+                f"'{loss}' compares photographs and knows no people, which a head has to: take a head (cosface, say), or "
+                f"trainer metric for this loss"
+            )
+        if pair_loss is not None and is_head(pair_loss):
+            raise UserError(
+                f"'{pair_loss}' is a head: a pair_loss compares photographs with one another, such as supcon"
+            )
         self.batch_size, self.people, self.images = batch_size, people, images
         self.margin_ramp, self.pair_weight = margin_ramp, pair_weight
         self.sampler = "people" if people else "shuffled"
