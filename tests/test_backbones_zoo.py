@@ -190,7 +190,7 @@ def test_arguments_can_be_checked_before_any_size_is_known() -> None:
             "timm/vit_tiny_patch15",
             "timm has no architecture 'vit_tiny_patch15': did you mean timm/vit_tiny_patch16_",
         ),
-        ("timm/@", "timm has no architecture '@': see its lists"),
+        ("timm/@", "timm has no architecture '@': timm.list_models\\(\\) in Python lists them"),
     ],
 )
 def test_unknown_architectures(name: str, says: str) -> None:

@@ -224,13 +224,16 @@ def _library(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+_LISTS = {"timm": "timm.list_models()", "torchvision": "torchvision.models.list_models()"}
+
+
 def _check_name(library: str, name: str, names: Sequence[str], known_by: str | None = None) -> None:
     if (known_by or name) not in names:
         close = difflib.get_close_matches(known_by or name, names, n=3)
         hint = (
             f"did you mean {' or '.join(f'{library}/{match}' for match in close)}?"
             if close
-            else "see its lists"
+            else f"{_LISTS[library]} in Python lists them"
         )
         raise UserError(f"{library} has no architecture '{name}': {hint}")
 
