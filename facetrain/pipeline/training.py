@@ -30,7 +30,7 @@ from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state, without_download
-from facetrain.train.loop import Reporter, Validator, bf16_is_fast
+from facetrain.train.loop import Reporter, Validator, uses_bf16
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
 from facetrain.train.trainers.base import Trainer
@@ -332,7 +332,7 @@ def _run(
 ) -> TrainSummary:
     photos = parts.photos
     parameters = sum(p.numel() for p in parts.backbone.parameters())
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
+    bf16 = uses_bf16(config.precision, device)
     say(
         f"run '{folder.name}': {config.trainer} on {config.backbone} ({parameters:,} parameters, "
         f"{config.embedding_dim}-d), {len(photos):,} photographs of {len(photos.identities):,} people, "

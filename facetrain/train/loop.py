@@ -106,7 +106,9 @@ class _Run:
             self._restore(load_state(folder / "state.pt"))
         self.log = MetricsLog(folder, self.at.step)
         self.total_steps = config.epochs * len(batches)
-        self.autocast = _autocast(config.precision, device)
+        self.autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)
+        )
         self.trouble = 0
         self.stat_names: frozenset[str] | None = None
         self._started = time.monotonic() - self.at.seconds
@@ -243,9 +245,8 @@ class _Run:
     def embed(self, images: Iterable[Tensor]) -> np.ndarray:
         """Unit embeddings of batches of images, float32 [n, embedding_dim], as the network stands."""
         embeddings = embed(self._measured.eval(), images)
-        if not np.isfinite(
-            embeddings
-        ).all():  # the step before has spoilt the weights; there is no loss of it yet
+        if not np.isfinite(embeddings).all():
+            # The step before has spoilt the weights; there is no loss of it yet.
             raise self._diverged("embeddings are")
         return embeddings
 
@@ -317,9 +318,9 @@ def embed(backbone: nn.Module, images: Iterable[Tensor]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    use = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """What a setting ``precision`` means on this device."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -17,8 +17,9 @@ class NPair(Loss):
     f_i·f⁺_i)), f_i the embedding of the one photograph and f⁺_i that of the other: which of all f⁺ is its partner?
 
     The embeddings are not scaled to length 1: made for networks without a batch-norm at the end. Behind one (iresnet, the
-    zoo), |f|² is the number of dimensions for all and l2_weight idles. l2_weight: of a quarter of the mean of |f|² + |f⁺|², which keeps them
-    short. Extra negatives are further f⁺. Two photographs of each person are enough; of more, two at random.
+    zoo), |f|² is the number of dimensions for all and l2_weight idles. l2_weight: of a quarter of the mean of |f|² + |f⁺|²,
+    which keeps them short. Extra negatives are further f⁺. Two photographs of each person are enough; of more, two at
+    random.
 
     Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016. l2_weight is
     TensorFlow's, 0.002.

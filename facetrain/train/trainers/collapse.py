@@ -5,13 +5,13 @@ from __future__ import annotations
 SPREAD_OF_COLLAPSE = 0.05
 
 
-def collapse_line(stats: dict[str, float], embedding_dim: int, remedy: str) -> str | None:
-    """What to tell the user where `is_collapsed`, else None."""
+def collapse_line(stats: dict[str, float], embedding_dim: int, remedy: str, at: str = "") -> str | None:
+    """What to tell the user where `is_collapsed`, else None. ``at``: what else the loss depends on."""
     if not is_collapsed(stats, embedding_dim):
         return None
     return (
-        f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}): start again with "
-        f"a lower --lr, or {remedy}"
+        f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f}{at}): start again "
+        f"with a lower --lr, or {remedy}"
     )
 
 

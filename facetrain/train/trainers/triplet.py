@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from facetrain.train.losses.triplet import Triplet
-from facetrain.train.trainers.collapse import is_collapsed
+from facetrain.train.trainers.collapse import collapse_line
 from facetrain.train.trainers.metric import MetricTrainer
 
 
@@ -60,9 +60,5 @@ class TripletTrainer(MetricTrainer):
         """Collapse: all embeddings alike, so that every distance is near 0 and the loss near the margin."""
         assert isinstance(self.loss, Triplet)
         near = abs(stats["loss"] - self.loss.collapsed_loss) < 0.05 * self.loss.collapsed_loss
-        if near and is_collapsed(stats, self.embedding_dim):
-            return (
-                f"training has collapsed: every photograph gets the same embedding (loss {stats['loss']:.3f} at margin "
-                f"{self.loss.margin:g}): start again with a lower --lr, or more --people per batch"
-            )
-        return None
+        at = f" at margin {self.loss.margin:g}"
+        return collapse_line(stats, self.embedding_dim, "more --people per batch", at) if near else None
