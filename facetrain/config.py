@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from facetrain.errors import UserError, did_you_mean
 
@@ -51,7 +51,9 @@ class TrainConfig(BaseModel):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
 
     augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")
-    validation_pairs: int = Field(6000, ge=20, description="pairs of validation people, half of them same")
+    validation_pairs: int = Field(
+        6000, ge=0, description="pairs of validation people, half of them same; 0: no validation"
+    )
     seed: int = Field(0, ge=0, lt=2**62)
     best: Literal["val_accuracy", "val_auc", "last"] = Field(
         "val_accuracy", description="which epoch's checkpoint is called the best"
@@ -65,6 +67,13 @@ class TrainConfig(BaseModel):
         False, description="compute a block's activations again in the backward pass: less memory, more time"
     )
     save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
+
+    @field_validator("validation_pairs")
+    @classmethod
+    def _enough_for_ten_folds(cls, pairs: int) -> int:
+        if 0 < pairs < 20:
+            raise ValueError("choose 20 or more, two for each of ten folds, or 0 for no validation")
+        return pairs
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -126,6 +135,5 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"no setting '{name}': there are {', '.join(TrainConfig.model_fields)}") from None
-        raise UserError(
-            f"{name} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}"
-        ) from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{name} = {first['input']!r}: {why[0].lower() + why[1:]}") from None

@@ -182,7 +182,8 @@ def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))  # a type, or its name
         if parameter.name in arguments and not _is_of(arguments[parameter.name], kind):
             raise UserError(
-                f"{name}: {parameter.name} = {arguments[parameter.name]!r} should be of type {kind}"
+                f"{name}: {parameter.name} = {arguments[parameter.name]!r} should be of type "
+                f"{'table' if kind.partition('[')[0] == 'dict' else kind}"
             )
     for argument in arguments:
         if argument not in names:

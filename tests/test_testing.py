@@ -319,6 +319,31 @@ def test_broken_losses_are_found(what: str) -> None:
         check_loss(make)
 
 
+class NoSuper(Pairs):
+    def __init__(self) -> None:
+        pass
+
+
+class NeedsMore(Pairs):
+    def __init__(self, something: int) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    "part, says",
+    [
+        (None, "give the class, or a function that makes one, not None"),
+        (Pairs(), "give the class, or a function that makes one, not Pairs"),
+        (NoSuper, "NoSuper: its __init__ does not call super"),
+        (NeedsMore, "NeedsMore cannot be made: TypeError: .*something"),
+    ],
+)
+def test_what_cannot_be_made_is_said(part: Any, says: str) -> None:
+    for check in (check_loss, check_miner, check_trainer, check_backbone):
+        with pytest.raises(AssertionError, match=says):
+            check(part)
+
+
 def test_a_wrong_gradient_is_found_when_asked_for() -> None:
     straight = after(Head, lambda loss, stats, *_: (2 * loss - loss.detach(), stats))
     check_loss(straight)
@@ -333,6 +358,7 @@ class Mine(Miner):
     """A sound miner, to be broken: ``strategy`` of `mine_triplets`."""
 
     def __init__(self, strategy: Any = "all-violating-random") -> None:
+        super().__init__()
         self.strategy = strategy
 
     def __call__(self, embeddings, labels, *, margin, generator=None, num_anchors=None):  # type: ignore[no-untyped-def]
@@ -543,7 +569,7 @@ class Lazy(Net):
 
 
 BROKEN_BACKBONES = {
-    "arguments": (lambda embedding_dim, depth: Net(embedding_dim), "cannot be called with embedding_dim and size_px"),
+    "arguments": (lambda embedding_dim, depth: Net(embedding_dim), "cannot be made: TypeError: .* 'depth'"),
     "no module": (lambda embedding_dim, size_px: abs, "makes builtin_function_or_method, not a module"),
     "one size": (lambda embedding_dim, size_px=96: Net(embedding_dim, 96), "at 112 px, train, a batch of 3: RuntimeError"),
     "shape": (net(lambda e, *_: e[:, :-1]), r"it returns \[3, 31\], not \[3, 32\]"),
@@ -562,8 +588,8 @@ BROKEN_BACKBONES = {
     "own chance": (Own, "made twice from the same torch.manual_seed, its weights differ"),
     "shared": (Shared, "cannot be written as safetensors"),
     "hidden": (Hidden, "in one made anew, embeddings are others"),
-    "values": (Looks, "on torch's meta device, where tensors have no values: RuntimeError"),
-    "no default": (NeedsSize, "with embedding_dim alone .* missing 1 required positional argument: 'size_px'"),
+    "values": (Looks, "on torch's meta device, where tensors have no values: Looks cannot be made: RuntimeError"),
+    "no default": (NeedsSize, "with embedding_dim alone.* missing 1 required positional argument: 'size_px'"),
     "state": (Lazy, "its state does not fit one made anew"),
 }  # fmt: skip
 
@@ -704,7 +730,7 @@ BROKEN_TRAINERS = {
     "no sampler": (NoSampler, "no batches from sampler 'suffled'.*did you mean 'shuffled'"),
     "arguments": (WrongArguments, "no batches from sampler 'shuffled' with {'batchsize': 32}.*batchsize"),
     "batch": (NoBatch, "for 40 people × 8 photographs: 0 photographs in a batch"),
-    "two classes": (ThreeClasses, "cannot be made with num_classes = 2: ValueError: three at least"),
+    "two classes": (ThreeClasses, "with num_classes = 2, ThreeClasses cannot be made: ValueError: three at least"),
     "detached": (Embeds, r"step 0: embed must return embeddings \[32, 16\]"),
     "raises": (trainer(lambda *_: {}["thing"]), "step 0: KeyError: 'thing'"),
     "vector": (trainer(lambda loss, stats, e, *_: (e.square().sum(1), stats)), "not a scalar tensor"),

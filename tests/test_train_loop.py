@@ -278,6 +278,7 @@ def test_a_loss_that_is_no_number_ends_with_one_line(tmp_path: Path) -> None:
         backbone[1].weight.fill_(float("nan"))
     with pytest.raises(UserError, match="no longer a number"):
         run(tmp_path / "run", backbone=backbone)
+    assert "the loss is no longer a number (step" in (tmp_path / "run" / "diverged.txt").read_text()
 
 
 def test_weights_spoilt_by_the_last_step_of_an_epoch_end_with_one_line(tmp_path: Path) -> None:

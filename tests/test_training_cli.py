@@ -233,6 +233,30 @@ def test_a_configuration_file_is_obeyed(trained: Path, tmp_path: Path) -> None:
     assert config["trainer_args"] == {"people": 4, "images": 3}
 
 
+def test_a_run_that_diverged_is_not_advised_to_go_on(trained: Path) -> None:
+    ft(trained, "train", "--name", "wild", *SMALL, "--epochs", "1", "--set", "schedule=constant")
+    config = trained / ".ft" / "runs" / "wild" / "config.json"
+    facts = json.loads(config.read_text())
+    facts["config"] |= {"epochs": 3, "lr": 1e30}
+    config.write_text(json.dumps(facts))
+    assert "ft train --resume wild" in ft(trained, "status").output
+    text = ft(trained, "train", "--resume", code=2).output
+    assert "no longer a number" in text and "lower --lr" in text
+    text = ft(trained, "status").output
+    assert "diverged" in text and "--resume wild" not in text
+    text = ft(trained, "train", "--resume", code=2).output
+    assert "no run to resume" in text and "wild" not in text
+
+
+def test_training_without_validation(trained: Path) -> None:
+    text = ft(trained, "train", "--name", "blind", *SMALL, "--set", "validation_pairs=0").output
+    assert "best checkpoint" in text and "validation" not in text
+    metrics = (trained / ".ft" / "runs" / "blind" / "metrics.csv").read_text()
+    assert "val_accuracy" not in metrics
+    text = ft(trained, "train", *SMALL, "--set", "validation_pairs=5", code=2).output
+    assert "validation_pairs = 5: choose 20 or more" in text
+
+
 def test_ctrl_c_and_resume(trained: Path) -> None:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "facetrain.cli", "-C", str(trained)]
@@ -270,7 +294,7 @@ def test_ctrl_c_and_resume(trained: Path) -> None:
         (["train", "--backbone", "iresnet.smal"], "did you mean 'iresnet.small'"),
         (["train", "--trainer", "triplets"], "did you mean 'triplet'"),
         (["train", "--loss", "cosface"], "--loss cosface needs a trainer that takes one: --trainer arcface"),
-        (["train", "--trainer", "arcface", "--set", "trainer_args.loss_args=5"], "should be of type dict"),
+        (["train", "--trainer", "arcface", "--set", "trainer_args.loss_args=5"], "should be of type table"),
         (
             ["train", "--trainer", "arcface", "--loss", "torch.nn:CrossEntropyLoss"],
             "it makes a CrossEntropyLoss",

@@ -172,6 +172,7 @@ def status(ctx: click.Context, aligned: Path | None, scan: bool, as_json: bool) 
         "stale": "yellow",
         "unfinished": "yellow",
         "missing": "red",
+        "diverged": "red",
     }
     lines = [*found.lines, *found.runs]
     width = max(len(line.stage) for line in lines)

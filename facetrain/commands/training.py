@@ -147,7 +147,7 @@ def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals:
+        if not (name and equals):
             raise UserError(f"--set {setting}: write NAME=VALUE")
         target = values
         *folders, last = name.split(".")

@@ -222,6 +222,9 @@ def _run(folder: Path) -> Line:
         scored = [float(row["val_accuracy"]) for row in rows if row.get("val_accuracy")]
         best = f", best validation accuracy {max(scored):.4f}" if scored else ""
     trained = f"{done} of {epochs} epochs on {facts['photographs']:,} photographs of {facts['people']:,} people{best}"
+    if (folder / "diverged.txt").is_file():
+        why = (folder / "diverged.txt").read_text().strip()
+        return Line(folder.name, "diverged", f"{trained}; {why}: start again with a lower --lr")
     if done < epochs:
         return Line(folder.name, "unfinished", f"{trained} (`ft train --resume {folder.name}`)")
     return Line(folder.name, "finished", trained)

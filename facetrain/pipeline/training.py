@@ -30,7 +30,7 @@ from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state, without_download
-from facetrain.train.loop import Reporter, Validator, uses_bf16
+from facetrain.train.loop import DIVERGED, Reporter, Validator, uses_bf16
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
 from facetrain.train.trainers.base import Trainer
@@ -118,12 +118,14 @@ def resume(
 ) -> TrainSummary:
     """Go on with an interrupted run, the latest one by default, on the data that it was started on."""
     runs = workspace.runs()
-    if name is None and not runs:
-        raise UserError("no run to resume: start one with `ft train`")
     if name is not None:
         folder = workspace.run_folder(name)
     else:  # reading a state is not for nothing: stop at the first that fits
-        folder = next((run for run in reversed(runs) if epochs_done(run) < _epochs_asked(run)), runs[-1])
+        waiting = next((run for run in reversed(runs) if _can_go_on(run)), None)
+        if waiting is None:
+            ended = f": {len(runs)} have finished or diverged" if runs else ""
+            raise UserError(f"no run to resume{ended}; start one with `ft train`")
+        folder = waiting
     if not (folder / "config.json").is_file():
         known = ", ".join(run.name for run in runs) or "none"
         raise UserError(f"no run '{folder.name}': there are {known}")
@@ -157,8 +159,10 @@ def resume(
         return _run(folder, config, parts, torch_device, reporter, say)
 
 
-def _epochs_asked(folder: Path) -> int:
-    return int(json.loads((folder / "config.json").read_text())["config"]["epochs"])
+def _can_go_on(folder: Path) -> bool:
+    """Whether a run stopped before its end, for another reason than that it led nowhere."""
+    epochs = int(json.loads((folder / "config.json").read_text())["config"]["epochs"])
+    return not (folder / DIVERGED).is_file() and epochs_done(folder) < epochs
 
 
 def epochs_done(folder: Path) -> int:
@@ -303,7 +307,8 @@ def _build(
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
-    return _Parts(photos, backbone, trainer, batches, [split_validator(val, config, device, threads)])
+    validators = [split_validator(val, config, device, threads)] if config.validation_pairs else []
+    return _Parts(photos, backbone, trainer, batches, validators)
 
 
 @torch.no_grad()
@@ -368,7 +373,8 @@ def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device, th
         pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
     except UserError as error:
         raise UserError(
-            f"the validation split cannot be measured ({error}): set more people apart, `ft split 0.3` for example"
+            f"the validation split cannot be measured ({error}): set more people apart, `ft split 0.3` for "
+            f"example, or train without validation, `--set validation_pairs=0`"
         ) from None
 
     def validate(embed: Any) -> dict[str, float]:

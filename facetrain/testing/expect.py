@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,11 +30,31 @@ def name_of(part: Any) -> str:
     return str(getattr(part, "__qualname__", part))
 
 
+def parameters_of(part: Any) -> Mapping[str, inspect.Parameter]:
+    """What a class, or a function that makes one, takes; AssertionError where it is neither."""
+    expect(
+        callable(part) and not isinstance(part, nn.Module),
+        f"give the class, or a function that makes one, not {_shown(part)}",
+    )
+    return inspect.signature(part).parameters
+
+
 def made(part: Callable[..., Any], **given: Any) -> Any:
-    """What ``part`` makes of those of the arguments that its signature names, as `facetrain.plugins.make` does."""
-    parameters = inspect.signature(part).parameters
+    """What ``part`` makes of those of the arguments that its signature names, as `facetrain.plugins.make` does.
+
+    Raises AssertionError where it makes nothing.
+    """
+    who, parameters = name_of(part), parameters_of(part)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return part(**{key: value for key, value in given.items() if anything or key in parameters})
+    try:
+        one = part(**{key: value for key, value in given.items() if anything or key in parameters})
+    except Exception as error:
+        raise AssertionError(f"{who} cannot be made: {type(error).__name__}: {error}") from error
+    expect(
+        not isinstance(one, nn.Module) or hasattr(one, "_modules"),
+        f"{who}: its __init__ does not call super().__init__()",
+    )
+    return one
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:
@@ -107,6 +127,6 @@ def through_file(who: str, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return (
-        f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
-    )
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "None" if value is None else f"{type(value).__name__} {value!r}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from facetrain.testing.expect import (
     made,
     name_of,
     normal,
+    parameters_of,
     seeded,
     through_file,
 )
@@ -75,7 +75,7 @@ class _LossCheck:
             raise ValueError(f"num_classes is {num_classes}: the batches need 8 or more")
         self.make_loss, self.name = make_loss, name_of(make_loss)
         self.embedding_dim, self.num_classes, self.device = embedding_dim, num_classes, device
-        self.is_head = "num_classes" in inspect.signature(make_loss).parameters
+        self.is_head = "num_classes" in parameters_of(make_loss)
         people = torch.tensor([1, 2, 4, 5, num_classes - 1])  # some classes are absent
         labels = people.repeat_interleave(4)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
         self.labels = labels.to(device)

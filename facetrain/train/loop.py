@@ -24,12 +24,14 @@ from torch.nn import functional as F
 from facetrain.batch import Batches
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
+from facetrain.files import write_bytes
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
 from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.trainers.base import Trainer
 
+DIVERGED = "diverged.txt"  # of a run: why it ended; a resume would end there too
 LOG_EVERY_STEPS = 10
 TROUBLE_IN_A_ROW = 3  # logged rows, before the user is told
 
@@ -116,6 +118,7 @@ class _Run:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self, stop: Callable[[], bool]) -> bool:
+        (self.folder / DIVERGED).unlink(missing_ok=True)
         self.reporter.start(self.at.step, self.total_steps)
         saved = time.monotonic()
         try:
@@ -251,8 +254,10 @@ class _Run:
         return embeddings
 
     def _diverged(self, what: str) -> UserError:
+        why = f"the {what} no longer a number (step {self.at.step})"
+        write_bytes(self.folder / DIVERGED, f"{why}\n".encode())
         return UserError(
-            f"the {what} no longer a number (step {self.at.step}): start again with a lower --lr; "
+            f"{why}: start again with a lower --lr; "
             f"the checkpoints of {self.folder.name} up to epoch {self.at.epoch} are sound"
         )
 
