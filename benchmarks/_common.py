@@ -20,6 +20,17 @@ def hardware() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mb` count from here. A process begins with its parent's peak."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process had since `reset_peak_memory`, now as the least."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
 def ft(workspace: Path, *arguments: str) -> float:
     """Run a command in the workspace; seconds."""
     started = time.perf_counter()

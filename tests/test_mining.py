@@ -8,7 +8,8 @@ from scipy.stats import chisquare
 from torch.nn import functional as F
 
 from facetrain.errors import UserError
-from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_triplets, squared_distances
+from facetrain.kernels.distances import squared_distances
+from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_triplets
 
 ONE_EACH = [strategy for strategy in STRATEGIES if strategy != "all"]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from facetrain.errors import UserError
-from facetrain.kernels.mining import Triplets, squared_distances
+from facetrain.kernels.distances import pair_distances
+from facetrain.kernels.mining import Triplets
 from facetrain.plugins import make
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.pairs import connected_zero, embedding_std
@@ -120,6 +121,7 @@ class Triplet(Loss):
             soft_margin=self.soft_margin,
             swap=self.swap,
             average=self.average,
+            known=triplets.distances,
         )
         stats = {name: value for name, value in vars(result).items() if name != "loss"}
         return result.loss + zero, stats | {"margin": embeddings.new_full((), margin)}
@@ -134,17 +136,22 @@ def triplet_loss(
     soft_margin: bool = False,
     swap: bool = False,
     average: str = "all",
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> TripletLoss:
     """Mean over triplets of max(0, d(a,p) − d(a,n) + margin); see `Triplet` for the variants.
 
     ``embeddings``: [N, D] float, L2-normalised by the caller, float32 or wider for the sake of small
-    distances. ``margin``: in units of the distance. Without triplets the loss is 0 and its gradient zeros. Nothing
-    here waits for the device.
+    distances. ``margin``: in units of the distance. ``known``: d² to the positives and to the negatives, [T] each, of
+    just these embeddings (`Triplets.distances`, fresh from the miner); without it they are computed. Without triplets
+    the loss is 0 and its gradient zeros. Memory is O(T + N·D).
     """
+    rows = embeddings if triplets.bank is None else torch.cat([embeddings, triplets.bank.detach()])
     sides = [(triplets.anchor, triplets.positive), (triplets.anchor, triplets.negative)]
     if swap:
         sides.append((triplets.positive, triplets.negative))
-    positive_T, *negatives_T = (d2_T * SHARE_OF_D2[distance] for d2_T in _row_distances(embeddings, sides))
+    first, second = (torch.cat(numbers) for numbers in zip(*sides, strict=True))
+    d2 = pair_distances(rows, first, second, None if swap or known is None else torch.cat(known))
+    positive_T, *negatives_T = (d2 * SHARE_OF_D2[distance]).view(len(sides), len(triplets))
     negative_T = torch.minimum(*negatives_T) if swap else negatives_T[0]
     violation_T = positive_T - negative_T + margin
     loss_T = F.softplus(violation_T) if soft_margin else violation_T.clamp_min(0)
@@ -159,16 +166,3 @@ def triplet_loss(
             distance_negative=negative_T.sum() / count,
             embedding_std=embedding_std(embeddings),
         )
-
-
-def _row_distances(embeddings: Tensor, sides: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """d² [T] between rows of the batch, for each of the ``sides`` (row numbers, int64 [T] twice).
-
-    From the gathered rows, T × D numbers; where there are so many triplets that all N × N distances are fewer, from
-    those.
-    """
-    num_rows, dim = embeddings.shape
-    if num_rows**2 < len(sides[0][0]) * dim:
-        distances_NN = squared_distances(embeddings, embeddings)
-        return [distances_NN[first, second] for first, second in sides]
-    return [(embeddings[first] - embeddings[second]).square().sum(1) for first, second in sides]

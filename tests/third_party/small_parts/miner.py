@@ -2,7 +2,8 @@
 
 import torch
 
-from facetrain.kernels.mining import Triplets, squared_distances
+from facetrain.kernels.distances import squared_distances
+from facetrain.kernels.mining import Triplets
 from facetrain.train.miners.base import Miner
 
 
