@@ -63,7 +63,8 @@ def ft(work: Path, *arguments: str) -> None:
     print(f"[{time.perf_counter() - started:.1f} s]", flush=True)
 
 
-def main() -> None:
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The command line; what stands after ``--`` is for ft train."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,8 +72,14 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--min", type=int, default=2, help="photographs that a person must have")
     parser.add_argument("--split", default="0.05", help="share of the people for validation")
-    parser.add_argument("options", nargs="*", help="for ft train, after --")
-    arguments = parser.parse_args()
+    parser.usage = "%(prog)s [-h] [--min MIN] [--split SPLIT] LFW WORK [-- OPTION …]"
+    end = words.index("--") if "--" in words else len(words)
+    # Not a positional of argparse's: with options before "--" it finds none.
+    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 :]))
+
+
+def main() -> None:
+    arguments = parsed(sys.argv[1:])
     work = arguments.work.resolve()
     pairs = prepare(arguments.lfw.resolve(), work)
     align(work)

@@ -86,6 +86,13 @@ def test_the_index_benchmark_makes_rows_and_runs_commands_on_them() -> None:
     assert "Check for changed files, 300 files" in text
 
 
+def test_options_behind_two_dashes_are_for_the_training() -> None:
+    words = ["a", "b", "--min", "1", "--split", "0.02", "--", "--preset", "lfw-cpu", "-j", "2"]
+    given = load("lfw").parsed(words)
+    assert (given.min, given.split, given.options) == (1, "0.02", ["--preset", "lfw-cpu", "-j", "2"])
+    assert load("lfw").parsed(["a", "b"]).options == []
+
+
 def test_lfws_last_set_is_kept_apart(tmp_path: Path) -> None:
     lfw = load("lfw")
     people = [["Ann", "Bob"], ["Cid"], ["Dan", "Eve"]]
