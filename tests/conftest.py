@@ -20,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks a network. Packages that could read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Triton kernels run on the processor where there is no GPU: asked when they are imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Installed, and run, by test_third_party.py; not collected from where it lies.
 collect_ignore = ["third_party"]
 

@@ -135,3 +135,26 @@ def test_the_cache_benchmark_counts_what_changes_cost() -> None:
         ("`ft split 0.1`", 0, 0),
         ("`ft prune --undo`", 0, 0),
     ]
+
+
+def test_the_mining_benchmark_prints_its_table() -> None:
+    sizes = ["--rows", "120", "--alone", "160", "--rounds", "1"]
+    text = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "mining.py"), *sizes],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert text.count("| batch-hard |") == 2
+    assert text.count("| semihard |") == 2
+
+
+def test_the_head_benchmark_prints_its_table() -> None:
+    sizes = ["--batch", "16", "--dim", "8", "--classes", "500", "700"]
+    text = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "head.py"), *sizes],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert text.count("all logits at once") == 2

@@ -467,19 +467,6 @@ def test_a_weight_that_two_modules_hold_is_trained_once() -> None:
     assert len(trained) == len(set(trained)) == 4
 
 
-def test_a_resumed_optimiser_counts_on_the_processor(tmp_path: Path) -> None:
-    """Where the weights are on another device, each step would wait for the counters if they were there too."""
-    run(tmp_path / "run", optimizer="adamw")
-    state = load_state(tmp_path / "run" / "state.pt")["optimiser"]
-    weights = [torch.nn.Parameter(m["exp_avg"].to("meta")) for m in state["state"].values()]
-    optimiser = torch.optim.AdamW(
-        [{"params": [weights[i] for i in group["params"]]} for group in state["param_groups"]]
-    )
-    optimiser.load_state_dict(state)
-    assert {m["step"].device.type for m in optimiser.state.values()} == {"cpu"}
-    assert {m["exp_avg"].device.type for m in optimiser.state.values()} == {"meta"}
-
-
 def test_the_average_counts_the_steps_from_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr(Average, "update", lambda self, network, step: counted.append(step))

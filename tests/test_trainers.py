@@ -28,7 +28,9 @@ from facetrain.train.losses.infonce import InfoNCE
 from facetrain.train.losses.multi_similarity import MultiSimilarity
 from facetrain.train.losses.triplet import Triplet
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.trainers.classification import ClassificationTrainer
 from facetrain.train.trainers.collapse import is_collapsed
+from facetrain.train.trainers.metric import MetricTrainer
 from facetrain.train.trainers.semi_siamese import SemiSiameseTrainer
 
 PEOPLE, IMAGES, SIZE, DIM = 12, 5, 6, 8
@@ -463,3 +465,44 @@ def test_the_command(trainer: str, root: Path, ft) -> None:
     rows = (root / ".ft" / "runs" / "it" / "metrics.csv").read_text().splitlines()
     loss = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))["loss"]
     assert math.isfinite(float(loss))
+
+
+def test_a_memory_holds_the_last_embeddings_as_negatives() -> None:
+    torch.manual_seed(0)
+    trainer = MetricTrainer(50, 8, loss="contrastive", people=4, images=2, memory=20)
+    plain = MetricTrainer(50, 8, loss="contrastive", people=4, images=2)
+    generator = torch.Generator().manual_seed(0)
+    seen: list[torch.Tensor] = []
+    for step in range(5):
+        rows = torch.randn(8, 8, generator=generator, requires_grad=True)
+        labels = torch.randint(50, (4,), generator=generator).repeat_interleave(2)
+        batch = Batch(torch.empty(8, 0), labels, torch.arange(8), 8)
+        loss, _ = trainer(rows, batch, generator)
+        loss.backward()
+        remembered = torch.cat([rows[:0].detach(), *[s[0] for s in seen]])[-20:]
+        remembered_labels = torch.cat([labels[:0], *[s[1] for s in seen]])[-20:]
+        expected, _ = plain.loss(
+            torch.cat([rows.detach(), remembered]), torch.cat([labels, remembered_labels]), generator, 8
+        )
+        torch.testing.assert_close(loss.detach(), expected, msg=f"step {step}")
+        seen.append((rows.detach(), labels))
+    again = MetricTrainer(50, 8, loss="contrastive", people=4, images=2, memory=20)
+    again.load_state_dict(trainer.state_dict())
+    rows = torch.randn(8, 8, generator=generator)
+    assert torch.equal(again(rows, batch, generator)[0], trainer(rows, batch, generator)[0])
+
+
+def test_wrong_memories_are_refused() -> None:
+    with pytest.raises(UserError, match="a memory of -1"):
+        MetricTrainer(5, 8, memory=-1)
+    with pytest.raises(UserError, match="'cosface' is a head"):
+        MetricTrainer(5, 8, loss="cosface", memory=5)
+
+
+def test_sampled_classes_need_a_head_that_can() -> None:
+    trainer = ClassificationTrainer(50, 8, loss="cosface", sampled_classes=0.5)
+    assert trainer.loss.sampled_classes == 0.5
+    with pytest.raises(UserError, match="sampled_classes = 0"):
+        ClassificationTrainer(50, 8, loss="cosface", sampled_classes=0.0)
+    with pytest.raises(UserError, match="'npcface' has to see all people"):
+        ClassificationTrainer(50, 8, loss="npcface", sampled_classes=0.5)

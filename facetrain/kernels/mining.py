@@ -103,6 +103,17 @@ def mine_triplets(
     columns, column_labels = embeddings, labels
     if bank is not None:
         columns, column_labels = torch.cat([embeddings, bank[0]]), torch.cat([labels, bank[1]])
+    if num_anchors and _in_kernels(columns, strategy):
+        return _mine_in_kernels(
+            columns,
+            column_labels,
+            num_rows=num_rows,
+            num_anchors=num_anchors,
+            margin=margin,
+            strategy=strategy,
+            positives=positives,
+            generator=generator,
+        )
     squares_C = columns.to(torch.promote_types(columns.dtype, torch.float32)).square().sum(1)
     chunk_rows = max(1, CHUNK_ELEMENTS // max(len(columns), 1)) if chunk_rows is None else chunk_rows
     people = _People(column_labels)
@@ -182,6 +193,50 @@ def mine_triplets(
     )
     return Triplets(
         anchor, positive, negative, num_pairs, bank[0] if bank else None, (to_positive, to_negative)
+    )
+
+
+def _in_kernels(rows: Tensor, strategy: Strategy) -> bool:
+    """Whether the Triton kernels can do it. Double precision and all triplets are left to torch."""
+    return rows.is_cuda and strategy != "all" and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _mine_in_kernels(
+    columns: Tensor,
+    labels: Tensor,
+    *,
+    num_rows: int,
+    num_anchors: int,
+    margin: float,
+    strategy: Strategy,
+    positives: Positives,
+    generator: torch.Generator | None,
+) -> Triplets:
+    from facetrain.kernels.mining_table import mine_table  # with Triton, which not every machine has
+
+    device = columns.device
+    seed = torch.randint(-(2**31), 2**31, (), dtype=torch.int32, generator=generator, device=device)
+    table = mine_table(
+        columns[None].contiguous(),
+        labels[None],
+        num_anchors=num_anchors,
+        num_rows=num_rows,
+        most_alike=int(torch.unique(labels, return_counts=True)[1].max()),
+        margin=margin,
+        strategy=strategy,
+        positives=positives,
+        seed=seed,
+        precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+    )
+    found = (table.negative >= 0).nonzero(as_tuple=True)
+    bank = columns[num_rows:] if len(columns) > num_rows else None
+    return Triplets(
+        found[1],
+        table.positive[found],
+        table.negative[found],
+        int((table.positive >= 0).sum()),
+        bank,
+        (table.to_positive[found], table.to_negative[found]),
     )
 
 

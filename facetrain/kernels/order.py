@@ -74,8 +74,23 @@ def _bits(values: Tensor) -> Tensor:
 
 def first_smallest(matrix_AC: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest of each row and its column, of equal ones the first. There must be a column."""
-    if matrix_AC.device.type == "cpu" and matrix_AC.dtype in (torch.float32, torch.float64):
-        column_A = torch.from_numpy(np.argmin(matrix_AC.numpy(), axis=1))  # with vector instructions
+    if _is_numpys(matrix_AC):
+        column_A = torch.from_numpy(np.argmin(matrix_AC.numpy(), axis=1))
         return matrix_AC.gather(1, column_A[:, None])[:, 0], column_A
     smallest = matrix_AC.min(dim=1)
     return smallest.values, smallest.indices
+
+
+def first_largest(matrix_AC: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row and its column, of equal ones the first. There must be a column."""
+    if _is_numpys(matrix_AC):
+        column_A = torch.from_numpy(np.argmax(matrix_AC.detach().numpy(), axis=1))
+        return matrix_AC.gather(1, column_A[:, None])[:, 0], column_A
+    largest = matrix_AC.max(dim=1)
+    return largest.values, largest.indices
+
+
+def _is_numpys(matrix: Tensor) -> bool:
+    """Whether NumPy can look at it, which finds extremes with vector instructions and torch does not."""
+    plain = type(matrix) in (Tensor, torch.nn.Parameter) and matrix.device.type == "cpu"
+    return plain and matrix.dtype in (torch.float32, torch.float64)

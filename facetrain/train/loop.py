@@ -29,6 +29,7 @@ from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
 from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
+from facetrain.train.row_optimisers import clip_gradients
 from facetrain.train.trainers.base import Trainer
 
 DIVERGED = "diverged.txt"  # of a run: why it ended; a resume would end there too
@@ -160,7 +161,7 @@ class _Run:
         loss.backward()
         if self.config.clip_norm is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+            clip_gradients(trained, self.config.clip_norm)
         self.optimiser.step()
         self.trainer.after_step(self.backbone)
         if self.average is not None:

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from facetrain.config import TrainConfig
+from facetrain.train.row_optimisers import RowAdamW, RowSGD
 
 
 def build_optimiser(config: TrainConfig, *modules: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the configuration over the modules' parameters; vectors and scalars are not decayed."""
+    """The optimiser of the configuration over the modules' parameters; vectors and scalars are not decayed.
+
+    Fused: PyTorch's others hold a copy of all gradients while they step.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     parameters = list(dict.fromkeys(parameters))  # each once: a trainer may hold the network too
     groups = [
@@ -20,8 +24,8 @@ def build_optimiser(config: TrainConfig, *modules: nn.Module) -> torch.optim.Opt
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        return RowSGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return RowAdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def lr_at(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -5,12 +5,14 @@ Shapes: B rows of the batch, C classes, D embedding_dim, K sub-centres of a clas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facetrain.kernels.over_classes import entries, others_log_sum_exp
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.checks import positive
 from facetrain.train.losses.unit import unit
@@ -39,14 +41,18 @@ class Head(Loss):
     - `others`, if it reweights the other classes: their cosines, given the own one's;
     - `extra`, if it adds a term to the loss; `observe`, if it follows the training; `stats`, what it has to show.
 
-    A head that overrides no other method changes the own column alone, so that the log-sum-exp over the classes need
-    not know the head. `observe_all`, `cosines`, `logits` and `row_losses` are for heads that differ in more.
+    The log-sum-exp over the other classes goes through them a block at a time, so batch × classes numbers are never
+    held (`facetrain.kernels.over_classes`). Heads that must see all classes at once are `DenseHead`s.
+
+    ``sampled_classes``: share of the classes that take part in a step of training, those of its rows and random others
+    (An et al., "Partial FC", 2021); the weights' gradient is sparse then. ``train_accuracy`` is among them.
 
     Every margin is multiplied by ``margin_share``; at 0 there is none. All is computed in float32, or float64 if the
     embeddings or weights are; also under autocast.
     """
 
     scale: float | Tensor
+    sampled_classes: float = 1.0
 
     def __init__(self, num_classes: int, embedding_dim: int, scale: float) -> None:
         super().__init__()
@@ -68,39 +74,48 @@ class Head(Loss):
         ``cos_target``, mean cosine to it; and the head's own.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings_BD, weight = self.in_full_precision(embeddings)
-            cos_BC = self.cosines(unit(embeddings_BD), unit(weight)).clamp(-1, 1)
+            classes_S, own_B = self.taking_part(labels, generator)
+            weight = self.weight if classes_S is None else entries(self.weight, classes_S, distinct=True)
+            embeddings_BD, weight = in_full_precision(embeddings, weight)
+            unit_BD = unit(embeddings_BD)
             targets = Targets(
-                cos_B=cos_BC.gather(1, labels[:, None])[:, 0],
+                cos_B=self.own_cosines(unit_BD, unit(entries(weight, own_B))).clamp(-1, 1),
                 norm_B=torch.linalg.vector_norm(embeddings_BD, dim=1),
                 labels_B=labels,
                 generator=generator,
             )
-            if self.training and len(labels):
-                with torch.no_grad():
-                    self.observe(targets)
-                    self.observe_all(cos_BC, targets)
-            loss_B = self.row_losses(self.logits(cos_BC, targets), targets)
-            loss = mean(loss_B + self.extra(targets))
-            with torch.no_grad():
-                stats = {
-                    "train_accuracy": mean((cos_BC.argmax(1) == labels).to(cos_BC.dtype)),
-                    "cos_target": mean(targets.cos_B),
-                    **self.stats(targets),
-                }
-        return loss, {name: value.detach() for name, value in stats.items()}
+            self.look(targets)
+            target_B = self.target(targets)
+            seen = replace(targets, cos_B=targets.cos_B.detach(), norm_B=targets.norm_B.detach())
 
-    def in_full_precision(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings and weight as float32, or float64 if one of them is."""
-        dtype = torch.promote_types(torch.promote_types(embeddings.dtype, self.weight.dtype), torch.float32)
-        return embeddings.to(dtype), self.weight.to(dtype)
+            def block(unit_BD: Tensor, weight_cD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+                cos_Bc = self.cosines(unit_BD, unit(weight_cD)).clamp(-1, 1)
+                return cos_Bc, self.scale * self.others(cos_Bc, seen, target_B.detach())
+
+            others_B, nearest_B = others_log_sum_exp(unit_BD, weight, None, own_B, block)
+            loss = mean(F.softplus(others_B - self.scale * target_B) + self.extra(targets))
+        return loss, self.all_stats(targets, nearest_B == own_B)
+
+    def taking_part(
+        self, labels_B: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The classes that this step is over, ascending, and where among them the rows' own are. None: all."""
+        num_classes = len(self.weight)
+        if not self.training or self.sampled_classes >= 1:
+            return None, labels_B
+        count = min(num_classes, max(1, len(labels_B), math.ceil(self.sampled_classes * num_classes)))
+        chance_C = torch.rand(num_classes, generator=generator, device=labels_B.device)
+        chance_C[labels_B] = 2.0  # certain
+        classes_S = chance_C.topk(count).indices.sort().values
+        return classes_S, torch.searchsorted(classes_S, labels_B)
 
     def target(self, targets: Targets) -> Tensor:
         """[B]: what takes the place of ``targets.cos_B`` at the rows' own classes."""
         return targets.cos_B
 
     def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
-        """[B, C]: what takes the place of the other classes' cosines; the own column is overwritten by ``target_B``."""
+        """[B, C]: what takes the place of the other classes' cosines, for all classes or a block of them; the own column
+        counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of ``cos_BC``."""
         return cos_BC
 
     def extra(self, targets: Targets) -> Tensor | float:
@@ -110,9 +125,6 @@ class Head(Loss):
     def observe(self, targets: Targets) -> None:
         """Called in training, without gradients, before the loss: the place to update buffers."""
 
-    def observe_all(self, cos_BC: Tensor, targets: Targets) -> None:
-        """The same, for a head that has to see the cosines of all classes."""
-
     def stats(self, targets: Targets) -> dict[str, Tensor]:
         """Further statistics, scalars by name. Called without gradients."""
         return {}
@@ -121,19 +133,31 @@ class Head(Loss):
         """[B, C]: one cosine for each class, of embeddings and weights of length 1."""
         return F.linear(unit_BD, unit_weight)
 
-    def logits(self, cos_BC: Tensor, targets: Targets) -> Tensor:
-        """[B, C]: `scaled` of `others` and `target`."""
-        target_B = self.target(targets)
-        return self.scaled(self.others(cos_BC, targets, target_B), targets, target_B)
+    def own_cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
+        """[B]: the same for a weight for each row, its own class's."""
+        return (unit_BD * unit_weight).sum(1)
 
-    def scaled(self, others_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
-        """[B, C]: ``others_BC`` with ``target_B`` in the own column, times ``scale``."""
-        logits_BC = self.scale * others_BC
-        return logits_BC.scatter_(1, targets.labels_B[:, None], (self.scale * target_B)[:, None])
+    @torch.no_grad()
+    def look(self, targets: Targets) -> None:
+        """`observe`, where there is something to learn from."""
+        if self.training and len(targets.labels_B):
+            self.observe(targets)
 
-    def row_losses(self, logits_BC: Tensor, targets: Targets) -> Tensor:
-        """[B]: cross-entropy."""
-        return F.cross_entropy(logits_BC, targets.labels_B, reduction="none")
+    @torch.no_grad()
+    def all_stats(self, targets: Targets, is_right_B: Tensor) -> dict[str, Tensor]:
+        """The statistics that all heads have, and the head's own."""
+        stats = {
+            "train_accuracy": mean(is_right_B.to(targets.cos_B.dtype)),
+            "cos_target": mean(targets.cos_B),
+            **self.stats(targets),
+        }
+        return {name: value.detach() for name, value in stats.items()}
+
+
+def in_full_precision(embeddings: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float32, or float64 if one of them is."""
+    dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
+    return embeddings.to(dtype), weight.to(dtype)
 
 
 def mean(values_B: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from facetrain.batch import Batch
 from facetrain.errors import UserError
 from facetrain.train.losses.base import is_head, make_loss
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Head
 from facetrain.train.trainers.base import Trainer
 from facetrain.train.trainers.collapse import collapse_line
 
@@ -26,7 +28,9 @@ class ClassificationTrainer(Trainer):
 
     loss: the head, a name of the family "losses". loss_args: what it takes. batch_size: photographs in a batch.
     margin_ramp: share of the training in which the margin rises from 0 to its full size. pair_loss, pair_loss_args: of
-    the same family; what it gives is added ``pair_weight`` times.
+    the same family; what it gives is added ``pair_weight`` times. sampled_classes: share of the people whose weights take
+    part in a step, those in the batch and random others; below 1 a step costs as much less, of memory for gradients too
+    ("Partial FC", An et al. 2021). For hundreds of thousands of people.
 
     Statistics: those of both losses; with a pair loss, ``loss_head`` and ``loss_pairs`` too, the latter not weighted.
     """
@@ -45,6 +49,7 @@ class ClassificationTrainer(Trainer):
         pair_loss: str | None = None,
         pair_loss_args: dict[str, Any] | None = None,
         pair_weight: float = 1.0,
+        sampled_classes: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= margin_ramp <= 1:
@@ -77,6 +82,14 @@ class ClassificationTrainer(Trainer):
             raise UserError(
                 f"'{pair_loss}' is a head: a pair_loss compares photographs with one another, such as supcon"
             )
+        if not 0 < sampled_classes <= 1:
+            raise UserError(f"sampled_classes = {sampled_classes:g}: choose a share of the people, up to 1")
+        if sampled_classes < 1:
+            if not isinstance(self.loss, Head) or isinstance(self.loss, DenseHead):
+                raise UserError(
+                    f"'{loss}' has to see all people: leave out sampled_classes, or take another head"
+                )
+            self.loss.sampled_classes = sampled_classes
         self.batch_size, self.people, self.images = batch_size, people, images
         self.margin_ramp, self.pair_weight = margin_ramp, pair_weight
         self.sampler = "people" if people else "shuffled"

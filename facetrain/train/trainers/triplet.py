@@ -16,7 +16,8 @@ class TripletTrainer(MetricTrainer):
     random among those that violate the margin; pairs that have none are dropped, and the loss is the mean over the
     rest. That is the default: ``miner`` names others.
 
-    people, images: P and K. extra_negatives: random photographs of others added to each batch. margin: of squared
+    people, images: P and K. extra_negatives: random photographs of others added to each batch. memory: embeddings of
+    earlier batches that are negatives too (`facetrain.train.trainers.cross_batch_memory`). margin: of squared
     Euclidean distances between unit vectors (0 to 4). miner, miner_args, distance, soft_margin, swap, average: see
     `facetrain.train.losses.triplet.Triplet`.
     """
@@ -30,6 +31,7 @@ class TripletTrainer(MetricTrainer):
         people: int = 32,
         images: int = 8,
         extra_negatives: int = 0,
+        memory: int = 0,
         miner: str = "all-violating-random",
         miner_args: dict[str, Any] | None = None,
         distance: str = "squared-euclidean",
@@ -54,6 +56,7 @@ class TripletTrainer(MetricTrainer):
             people=people,
             images=images,
             extra_negatives=extra_negatives,
+            memory=memory,
         )
 
     def trouble(self, stats: dict[str, float]) -> str | None:

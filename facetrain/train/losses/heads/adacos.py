@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from facetrain.train.losses.head import Head, Targets
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Targets
 
 SCALE_MIN = 1.0  # with two classes the formulas give 0
 
 
-class AdaCos(Head):
+class AdaCos(DenseHead):
     """Softmax over scale · cos θ with a scale that follows the training; no margin, nothing to tune.
 
     It begins at √2 · ln(C − 1). In each step scale ← ln(B) / cos(min(π/4, median θ)), where B is the mean over rows of

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from facetrain.train.losses.checks import positive, within
-from facetrain.train.losses.head import Head, Targets
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Targets
 from facetrain.train.losses.heads.angles import cos_of_sum
 
 
-class NPCFace(Head):
+class NPCFace(DenseHead):
     """cos(θ + m) at the own class, m larger where other classes are near; those become t · cos θ_j + a.
 
     Other classes are hard where cos θ_j > cos(θ + margin). m = m0 + m1 · mean cos θ_j over a row's hard classes (m0 if

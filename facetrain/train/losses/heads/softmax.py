@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.train.losses.head import Head, mean
+from facetrain.kernels.over_classes import entries, others_log_sum_exp
+from facetrain.train.losses.head import Head, in_full_precision, mean
 from facetrain.train.losses.unit import unit
 
 
@@ -30,13 +31,25 @@ class Softmax(Head):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Head.forward`; ``train_accuracy`` is of the largest logit."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings_BD, weight_CD = self.in_full_precision(embeddings)
-            logits_BC = F.linear(embeddings_BD, weight_CD, self.bias.to(weight_CD.dtype))
-            loss = mean(F.cross_entropy(logits_BC, labels, reduction="none"))
+            classes_S, own_B = self.taking_part(labels, generator)
+            parts: list[Tensor] = [self.weight, self.bias]
+            if classes_S is not None:
+                parts = [entries(part, classes_S, distinct=True) for part in parts]
+            embeddings_BD, weight = in_full_precision(embeddings, parts[0])
+            bias = parts[1].to(weight.dtype)
+            own_BD = entries(weight, own_B)
+            logit_B = (embeddings_BD * own_BD).sum(1) + entries(bias, own_B)
+
+            def block(rows_BD: Tensor, weight_cD: Tensor, bias_c: Tensor | None) -> tuple[Tensor, Tensor]:
+                logits_Bc = F.linear(rows_BD, weight_cD, bias_c)
+                return logits_Bc, logits_Bc
+
+            others_B, nearest_B = others_log_sum_exp(embeddings_BD, weight, bias, own_B, block)
+            loss = mean(F.softplus(others_B - logit_B))
             with torch.no_grad():
-                cos_B = (unit(embeddings_BD) * unit(weight_CD[labels])).sum(1)
+                cos_B = (unit(embeddings_BD) * unit(own_BD)).sum(1)
                 stats = {
-                    "train_accuracy": mean((logits_BC.argmax(1) == labels).to(cos_B.dtype)),
+                    "train_accuracy": mean((nearest_B == own_B).to(cos_B.dtype)),
                     "cos_target": mean(cos_B),
                 }
         return loss, stats

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from facetrain.train.losses.checks import positive, within
-from facetrain.train.losses.head import Head, Targets
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Targets
 from facetrain.train.losses.heads.binary import binary_losses
 
 
-class SphereFace2(Head):
+class SphereFace2(DenseHead):
     """For each class a question of its own, yes or no, in place of a softmax over all of them (variant C).
 
     own class: (balance / scale) · ln(1 + exp(−(scale · (g(cos θ) − margin) + b))); every other one:

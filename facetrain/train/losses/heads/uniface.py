@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from facetrain.train.losses.checks import within
-from facetrain.train.losses.head import Head, Targets
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Targets
 from facetrain.train.losses.heads.binary import binary_losses
 
 
-class UniFace(Head):
+class UniFace(DenseHead):
     """For each class a question of its own, yes or no, with one learned threshold b for all of them.
 
     own class: ln(1 + exp(−(scale · (cos θ − margin) − b))); every other one: ln(1 + exp(scale · cos θ_j − b)); their
