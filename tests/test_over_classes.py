@@ -90,7 +90,9 @@ def test_blocks_do_not_show(name: str, block: int, monkeypatch: pytest.MonkeyPat
     head.zero_grad()
     plain = others_log_sum_exp
     monkeypatch.setattr(
-        inspect.getmodule(head.forward), "others_log_sum_exp", lambda *a: plain(*a, classes_at_once=block)
+        inspect.getmodule(head.forward),
+        "others_log_sum_exp",
+        lambda *a, **how: plain(*a, classes_at_once=block, **how),
     )
     parts = result(head, embeddings, labels)
     torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-13)

@@ -24,6 +24,33 @@ BLOCK_ELEMENTS = 1 << 22  # of a block's logits, or of its weights: 16 MiB of fl
 Block = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
+class OneGradient:
+    """Lets `entries` and `others_log_sum_exp` of the same weights give one gradient between them.
+
+    Autograd would add the two, and hold a third tensor of that size while it does. Whichever comes first in the
+    backward pass leaves its part here, the other returns the sum.
+    """
+
+    def __init__(self) -> None:
+        self.left: Tensor | None = None
+
+    def dense(self, gradient: Tensor) -> Tensor | None:
+        """The part that is as large as the weights."""
+        if self.left is None:
+            self.left = gradient
+            return None
+        gradient, self.left = gradient.add_(self.left), None
+        return gradient
+
+    def sparse(self, gradient: Tensor) -> Tensor | None:
+        """The part of some entries."""
+        if self.left is None:
+            self.left = gradient
+            return None
+        gradient, self.left = self.left.add_(gradient), None
+        return gradient
+
+
 def others_log_sum_exp(
     rows_BD: Tensor,
     weight_CD: Tensor,
@@ -31,6 +58,7 @@ def others_log_sum_exp(
     labels_B: Tensor,
     block: Block,
     *,
+    one_gradient: OneGradient | None = None,
     classes_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log Σ exp(logit) [B] over the classes other than the row's own, −inf where there is none; and the nearest class
@@ -42,7 +70,9 @@ def others_log_sum_exp(
     if classes_at_once is None:
         of_a_class = max(len(rows_BD), weight_CD[0].numel())
         classes_at_once = max(64, BLOCK_ELEMENTS // max(of_a_class, 1))
-    lse_B, nearest_B = _Others.apply(rows_BD, weight_CD, bias_C, labels_B, block, classes_at_once)
+    lse_B, nearest_B = _Others.apply(
+        rows_BD, weight_CD, bias_C, labels_B, block, one_gradient, classes_at_once
+    )
     return lse_B, nearest_B
 
 
@@ -55,6 +85,7 @@ class _Others(torch.autograd.Function):
         bias_C: Tensor | None,
         labels_B: Tensor,
         block: Block,
+        one_gradient: OneGradient | None,
         classes_at_once: int,
     ) -> tuple[Tensor, Tensor]:
         lse_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
@@ -68,7 +99,7 @@ class _Others(torch.autograd.Function):
             logits_Bc = _own_filled(logits_Bc, labels_B - start, -torch.inf)
             lse_B = torch.logaddexp(lse_B, logits_Bc.logsumexp(1))
         ctx.save_for_backward(rows_BD, weight_CD, bias_C, labels_B, lse_B)
-        ctx.block, ctx.classes_at_once = block, classes_at_once
+        ctx.block, ctx.one_gradient, ctx.classes_at_once = block, one_gradient, classes_at_once
         ctx.mark_non_differentiable(nearest_B)
         return lse_B, nearest_B
 
@@ -89,33 +120,39 @@ class _Others(torch.autograd.Function):
             grad_weight[start : start + len(weight)] = grads[1]
             if grad_bias is not None:
                 grad_bias[start : start + len(weight)] = grads[2]
-        return grad_rows, grad_weight, grad_bias, None, None, None
+        of_weight = grad_weight if ctx.one_gradient is None else ctx.one_gradient.dense(grad_weight)
+        return grad_rows, of_weight, grad_bias, None, None, None, None
 
 
-def entries(weight_CD: Tensor, classes_S: Tensor, *, distinct: bool = False) -> Tensor:
+def entries(
+    weight_CD: Tensor, classes_S: Tensor, *, distinct: bool = False, one_gradient: OneGradient | None = None
+) -> Tensor:
     """``weight_CD[classes_S]``, whose gradient is sparse: it costs what S classes cost, however many there are.
 
-    distinct: no class occurs twice, and they ascend.
+    distinct: no class occurs twice, and they ascend. ``one_gradient``: what `others_log_sum_exp` of these weights is given too.
     """
-    taken: Tensor = _Entries.apply(weight_CD, classes_S, distinct)
+    taken: Tensor = _Entries.apply(weight_CD, classes_S, distinct, one_gradient)
     return taken
 
 
 class _Entries(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_CD: Tensor, classes_S: Tensor, distinct: bool) -> Tensor:
+    def forward(
+        ctx: Any, weight_CD: Tensor, classes_S: Tensor, distinct: bool, one_gradient: OneGradient | None
+    ) -> Tensor:
         ctx.save_for_backward(classes_S)
-        ctx.shape, ctx.distinct = weight_CD.shape, distinct
+        ctx.shape, ctx.distinct, ctx.one_gradient = weight_CD.shape, distinct, one_gradient
         return weight_CD[classes_S]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor | None, None, None, None]:
         (classes_S,) = ctx.saved_tensors
         gradient = torch.sparse_coo_tensor(
             classes_S[None], grad_SD, ctx.shape, is_coalesced=ctx.distinct, check_invariants=False
         )
-        return gradient, None, None
+        of_weight = gradient if ctx.one_gradient is None else ctx.one_gradient.sparse(gradient)
+        return of_weight, None, None, None
 
 
 def _blocks(weight_CD: Tensor, bias_C: Tensor | None, size: int) -> list[tuple[int, Tensor, Tensor | None]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.kernels.over_classes import entries, others_log_sum_exp
+from facetrain.kernels.over_classes import OneGradient, entries, others_log_sum_exp
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.checks import positive
 from facetrain.train.losses.unit import unit
@@ -77,9 +77,9 @@ class Head(Loss):
             classes_S, own_B = self.taking_part(labels, generator)
             weight = self.weight if classes_S is None else entries(self.weight, classes_S, distinct=True)
             embeddings_BD, weight = in_full_precision(embeddings, weight)
-            unit_BD = unit(embeddings_BD)
+            unit_BD, both = unit(embeddings_BD), OneGradient()
             targets = Targets(
-                cos_B=self.own_cosines(unit_BD, unit(entries(weight, own_B))).clamp(-1, 1),
+                cos_B=self.own_cosines(unit_BD, unit(entries(weight, own_B, one_gradient=both))).clamp(-1, 1),
                 norm_B=torch.linalg.vector_norm(embeddings_BD, dim=1),
                 labels_B=labels,
                 generator=generator,
@@ -92,7 +92,7 @@ class Head(Loss):
                 cos_Bc = self.cosines(unit_BD, unit(weight_cD)).clamp(-1, 1)
                 return cos_Bc, self.scale * self.others(cos_Bc, seen, target_B.detach())
 
-            others_B, nearest_B = others_log_sum_exp(unit_BD, weight, None, own_B, block)
+            others_B, nearest_B = others_log_sum_exp(unit_BD, weight, None, own_B, block, one_gradient=both)
             loss = mean(F.softplus(others_B - self.scale * target_B) + self.extra(targets))
         return loss, self.all_stats(targets, nearest_B == own_B)
 
