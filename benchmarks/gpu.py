@@ -129,6 +129,19 @@ def data_lines(quick: bool) -> list[str]:
     return data_table(torch.device("cuda"), 2_000 if quick else 20_000, 2 if quick else 5)
 
 
+def kernel_lines(quick: bool) -> list[str]:
+    """The tables of `gpu_kernels`."""
+    from gpu_kernels import head_lines, mining_lines
+
+    device, repeats = torch.device("cuda"), 3 if quick else 20
+    rows, classes = ([1024], [10_000]) if quick else ([4096, 16384, 65536], [100_000, 1_000_000, 10_000_000])
+    return [
+        *mining_lines(device, rows, 512, repeats),
+        "",
+        *head_lines(device, classes, 512, repeats, compile=not quick),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,6 +161,7 @@ def main() -> None:
     text += training_table(5 if arguments.quick else 50)
     text += ["", "## Heads, batch 512, 512 dimensions", ""]
     text += head_table(10_000 if arguments.quick else 100_000, 5 if arguments.quick else 50)
+    text += ["", "## Mining, and heads of many people", "", *kernel_lines(arguments.quick)]
     text += ["", "## Decoding, loader, augmentation", "", *data_lines(arguments.quick)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(text) + "\n")

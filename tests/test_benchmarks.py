@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,12 @@ def test_the_head_benchmark_prints_its_table() -> None:
         check=True,
     ).stdout
     assert text.count("all logits at once") == 2
+
+
+def test_the_benchmark_of_kernels_on_a_gpu_runs_without_one() -> None:
+    sizes = ["--device", "cpu", "--rows", "40", "--classes", "300", "--dim", "32", "--repeats", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py"), *sizes]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert text.count("| 40 |") == 9
+    assert text.count("| 300 |") == 3

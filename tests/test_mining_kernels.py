@@ -22,6 +22,7 @@ from facetrain.kernels.mining_triton import (
     pair_gradient,
 )
 
+pytestmark = pytest.mark.gpu  # there too; here under the interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_EACH = [strategy for strategy in STRATEGIES if strategy != "all"]
 

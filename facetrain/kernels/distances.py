@@ -61,6 +61,10 @@ class _PairDistances(torch.autograd.Function):
         # d|x_i − x_j|² / dx_i = 2 (x_i − x_j): with the symmetric N × N matrix W of the pairs' gradients, which is as
         # sparse as there are few pairs, this is 2 (diag(W·1) − W) X.
         rows_ND, first_T, second_T = ctx.saved_tensors
+        if rows_ND.is_cuda and rows_ND.dtype == torch.float32:
+            from facetrain.kernels.mining_triton import pair_gradient
+
+            return pair_gradient(rows_ND, first_T, second_T, grad_T), None, None, None
         num_rows = len(rows_ND)
         either_T, other_T, grad_T = (
             torch.cat([first_T, second_T]),
