@@ -148,7 +148,7 @@ def test_rows_of_one_person_add_up_in_its_weight() -> None:
 
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_no_batch_times_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_classes, "BLOCK_ELEMENTS", 64 * 400)
+    monkeypatch.setitem(over_classes.BLOCK_ELEMENTS, "cpu", 64 * 400)
     rows, classes = 400, 3000
     head = make("losses", name, {}, num_classes=classes, embedding_dim=4)
     embeddings = torch.randn(rows, 4, requires_grad=True)

@@ -473,3 +473,28 @@ def test_the_average_counts_the_steps_from_0(tmp_path: Path, monkeypatch: pytest
     run(tmp_path / "run", average=0.5)
     assert counted == list(range(len(counted)))
     assert len(counted) > 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sampled classes", "memory"])
+def test_sparse_steps_and_memories_are_resumed(tmp_path: Path, kind: str, optimizer: str) -> None:
+    class Killed(Exception):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    def trainer(seed: int = 0) -> Trainer:
+        torch.manual_seed(seed)
+        if kind == "memory":
+            return TripletTrainer(PEOPLE, 8, margin=0.5, memory=50)
+        return ClassificationTrainer(PEOPLE, 8, loss="cosface", sampled_classes=0.2)
+
+    how = {"optimizer": optimizer, "clip_norm": 0.5, "average": 0.9}
+    one, other, resumed = trainer(), trainer(), trainer(seed=9)
+    straight = run(tmp_path / "straight", trainer=one, **how)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", Recorder(10, die), trainer=other, **how)
+    again = run(tmp_path / "killed", trainer=resumed, backbone=network(seed=99), **how)
+    assert same_weights(straight, again)
+    assert same_weights(one, resumed)

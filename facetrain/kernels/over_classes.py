@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from facetrain.kernels.order import first_largest
 
-BLOCK_ELEMENTS = 1 << 22  # of a block's logits, or of its weights: 16 MiB of float32
+# Of a block's logits, or of its weights: 4 MiB of float32, which a processor's cache holds; on a GPU enough to fill it.
+BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 # (rows_BD, weight_cD, bias_c or None) → what is compared to say which class is nearest, and the logits, [B, c] both
 Block = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -69,7 +70,7 @@ def others_log_sum_exp(
     """
     if classes_at_once is None:
         of_a_class = max(len(rows_BD), weight_CD[0].numel())
-        classes_at_once = max(64, BLOCK_ELEMENTS // max(of_a_class, 1))
+        classes_at_once = max(64, BLOCK_ELEMENTS.get(rows_BD.device.type, 1 << 24) // max(of_a_class, 1))
     lse_B, nearest_B = _Others.apply(
         rows_BD, weight_CD, bias_C, labels_B, block, one_gradient, classes_at_once
     )

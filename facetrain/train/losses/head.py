@@ -89,7 +89,7 @@ class Head(Loss):
             seen = replace(targets, cos_B=targets.cos_B.detach(), norm_B=targets.norm_B.detach())
 
             def block(unit_BD: Tensor, weight_cD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-                cos_Bc = self.cosines(unit_BD, unit(weight_cD)).clamp(-1, 1)
+                cos_Bc = self.cosines(unit_BD, unit(weight_cD))
                 return cos_Bc, self.scale * self.others(cos_Bc, seen, target_B.detach())
 
             others_B, nearest_B = others_log_sum_exp(unit_BD, weight, None, own_B, block, one_gradient=both)
@@ -114,8 +114,8 @@ class Head(Loss):
         return targets.cos_B
 
     def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
-        """[B, C]: what takes the place of the other classes' cosines, for all classes or a block of them; the own column
-        counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of ``cos_BC``."""
+        """[B, C]: what takes the place of the other classes' cosines, for all classes or a block of them, within [-1, 1] up
+        to rounding; the own column counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of ``cos_BC``."""
         return cos_BC
 
     def extra(self, targets: Targets) -> Tensor | float:
