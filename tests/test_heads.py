@@ -228,7 +228,7 @@ def test_share_0_is_no_margin(name: str) -> None:
     x, labels = batch()
     x[0] = -head.weight.detach()[labels[0]]
     x[1] = head.weight.detach()[labels[1]]
-    torch.testing.assert_close(head(x, labels, seeded())[0], plain(x, labels)[0], rtol=1e-13, atol=0)
+    torch.testing.assert_close(head(x, labels, seeded())[0], plain(x, labels)[0], rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", ["sphereface2", "uniface", "subcenter-arcface"])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from facetrain.errors import UserError
 from facetrain.kernels.distances import squared_distances
-from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_triplets
+from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_batches, mine_triplets
 
 ONE_EACH = [strategy for strategy in STRATEGIES if strategy != "all"]
 
@@ -314,3 +314,21 @@ def test_wrong_arguments_are_named() -> None:
         mine_triplets(embeddings, labels[:-1], margin=0.2)
     with pytest.raises(ValueError, match="num_anchors"):
         mine_triplets(embeddings, labels, margin=0.2, num_anchors=7)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_several_batches_are_mined_each_for_itself(strategy: str) -> None:
+    parts = [make_batch(4, 5, seed=seed) for seed in range(3)]
+    embeddings, labels = (torch.stack(part) for part in zip(*parts, strict=True))
+    found = mine_batches(
+        embeddings, labels, margin=0.4, strategy=strategy, generator=torch.Generator().manual_seed(3)
+    )
+    generator, num_pairs = torch.Generator().manual_seed(3), 0
+    for number, (own, own_labels) in enumerate(parts):
+        alone = mine_triplets(own, own_labels, margin=0.4, strategy=strategy, generator=generator)
+        here = found.anchor // 20 == number
+        for name in ("anchor", "positive", "negative"):
+            assert torch.equal(getattr(found, name)[here] - 20 * number, getattr(alone, name))
+        num_pairs += alone.num_pairs
+    assert found.num_pairs == num_pairs and found.distances is not None
+    assert all(len(part) == len(found) for part in found.distances)

@@ -1,7 +1,6 @@
 """Choosing triplets within a batch, on the batch's own distances.
 
-Legend of shapes: N rows of the batch, D embedding dimensions, A anchors of one chunk, C columns: the batch and what is
-in the bank, K columns of one person, P anchor–positive pairs, T triplets.
+Legend of shapes: B batches, N rows of a batch, M rows of the bank, C = N + M columns, D embedding dimensions, T triplets.
 
 Source: Amos et al., "OpenFace", 2016 (all pairs, a random violator each); Schroff et al., "FaceNet", CVPR
 2015 (semi-hard); Hermans et al., "In Defense of the Triplet Loss", 2017 (furthest positive, closest negative);
@@ -11,21 +10,18 @@ Xuan et al., "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from facetrain.errors import UserError
-from facetrain.kernels.distances import squared_distances
-from facetrain.kernels.order import first_smallest, row_order
+from facetrain.kernels.mining_chunks import Found, mine_in_chunks
 
 Strategy = Literal["all-violating-random", "semihard", "closest-semihard", "hardest", "all"]
 STRATEGIES: tuple[Strategy, ...] = ("all-violating-random", "semihard", "closest-semihard", "hardest", "all")
 Positives = Literal["all", "closest", "furthest"]
 POSITIVES: tuple[Positives, ...] = ("all", "closest", "furthest")
 MAX_TRIPLETS = 10_000_000  # of strategy "all": 240 MB of row numbers
-CHUNK_ELEMENTS = 1 << 19  # distances held at once: 2 MiB of float32, so that a processor's cache holds them
 
 
 @dataclass(frozen=True)
@@ -103,97 +99,64 @@ def mine_triplets(
     columns, column_labels = embeddings, labels
     if bank is not None:
         columns, column_labels = torch.cat([embeddings, bank[0]]), torch.cat([labels, bank[1]])
-    if num_anchors and _in_kernels(columns, strategy):
-        return _mine_in_kernels(
-            columns,
-            column_labels,
-            num_rows=num_rows,
-            num_anchors=num_anchors,
-            margin=margin,
-            strategy=strategy,
-            positives=positives,
-            generator=generator,
-        )
-    squares_C = columns.to(torch.promote_types(columns.dtype, torch.float32)).square().sum(1)
-    chunk_rows = max(1, CHUNK_ELEMENTS // max(len(columns), 1)) if chunk_rows is None else chunk_rows
-    people = _People(column_labels)
+    how: dict[str, Any] = {
+        "num_rows": num_rows,
+        "num_anchors": num_anchors,
+        "margin": margin,
+        "strategy": strategy,
+        "positives": positives,
+        "generator": generator,
+    }
+    bank_rows = None if bank is None else bank[0]
+    if _in_kernels(columns, strategy) and num_anchors:
+        return _mine_in_kernels(columns[None], column_labels[None], bank_rows, **how)
+    found, num_pairs = mine_in_chunks(
+        columns, column_labels, **how, max_triplets=max_triplets, chunk_rows=chunk_rows
+    )
+    return _triplets(found, num_pairs, bank_rows)
 
-    parts: list[_Part] = []
-    num_pairs = num_triplets = 0
-    for start in range(0, num_anchors, chunk_rows):
-        rows_A = torch.arange(start, min(start + chunk_rows, num_anchors), device=labels.device)
-        distances_AC = squared_distances(embeddings[start : start + len(rows_A)], columns, squares_C)
 
-        # 1. The anchors' pairs: columns of the same label, the anchor itself and the extra negatives left out.
-        same_AK, is_pair_AK = people.columns_like(rows_A)
-        is_pair_AK &= (same_AK != rows_A[:, None]) & ((same_AK < num_anchors) | (same_AK >= num_rows))
-        distances_AK = distances_AC.gather(1, same_AK)
-        if positives != "all":
-            _keep_one(is_pair_AK, distances_AK, furthest=positives == "furthest")
-        distances_AC.scatter_(1, same_AK, torch.inf)  # now of others only
+@torch.no_grad()
+def mine_batches(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float,
+    generator: torch.Generator | None = None,
+    strategy: Strategy = "all-violating-random",
+    positives: Positives = "all",
+) -> Triplets:
+    """`mine_triplets` within each of several independent batches, embeddings [B, N, D] and labels [B, N].
 
-        if strategy == "hardest":
-            closest_A, column_A = first_smallest(distances_AC)
-            anchor_T, k_T = (is_pair_AK & (closest_A[:, None] < distances_AK + margin)).nonzero(as_tuple=True)
-            num_pairs += int(is_pair_AK.sum())
-            parts.append(
-                _Part(
-                    anchor_T + start,
-                    same_AK[anchor_T, k_T],
-                    column_A[anchor_T],
-                    distances_AK[anchor_T, k_T],
-                    closest_A[anchor_T],
-                )
-            )
-            continue
-
-        # 2. Each anchor's others in order of distance: the violators of a pair are the places [low, high) of it.
-        others = row_order(distances_AC)
-        anchor_P, k_P = is_pair_AK.nonzero(as_tuple=True)
-        high_P = others.count_below(distances_AK + margin)[anchor_P, k_P]
-        low_P = torch.zeros_like(high_P)
-        if strategy in ("semihard", "closest-semihard"):
-            low_P = others.count_up_to(distances_AK)[anchor_P, k_P]
-        count_P = (high_P - low_P).clamp_min(0)
-
-        # 3. Draw one, or take all.
-        if strategy == "all":
-            num_triplets += int(count_P.sum())
-            num_pairs += int((len(columns) - people.size(rows_A))[anchor_P].sum())
-            if num_triplets > max_triplets:
-                continue  # only count
-            pair_T = torch.repeat_interleave(count_P)
-            offset_T = torch.arange(len(pair_T), device=pair_T.device) - (count_P.cumsum(0) - count_P)[pair_T]
-        else:
-            num_pairs += len(count_P)
-            pair_T = count_P.nonzero()[:, 0]
-            offset_T = torch.zeros_like(pair_T)
-            if strategy != "closest-semihard":
-                draws_P = torch.rand(
-                    len(count_P), generator=generator, device=count_P.device, dtype=torch.float64
-                )
-                offset_T = (draws_P * count_P).to(torch.int64)[pair_T]
-        anchor_T, k_T = anchor_P[pair_T], k_P[pair_T]
-        negative_T, distance_T = others.at(anchor_T, low_P[pair_T] + offset_T)
+    Row numbers are those of all batches one behind the other, ``embeddings.flatten(0, 1)``. On a GPU one launch of each
+    kernel does for all.
+    """
+    num_rows = labels.shape[1]
+    how: dict[str, Any] = {
+        "margin": margin,
+        "generator": generator,
+        "strategy": strategy,
+        "positives": positives,
+    }
+    if _in_kernels(embeddings, strategy) and labels.numel():
+        return _mine_in_kernels(embeddings, labels, None, num_rows=num_rows, num_anchors=num_rows, **how)
+    none, numbers = labels.new_empty(0), embeddings.new_empty(0)
+    parts = [Found(none, none, none, numbers, numbers)]
+    num_pairs = 0
+    for number, batch in enumerate(zip(embeddings, labels, strict=True)):
+        alone, first = mine_triplets(*batch, **how), number * num_rows
+        assert alone.distances is not None
         parts.append(
-            _Part(
-                anchor_T + start, same_AK[anchor_T, k_T], negative_T, distances_AK[anchor_T, k_T], distance_T
-            )
+            Found(alone.anchor + first, alone.positive + first, alone.negative + first, *alone.distances)
         )
-    if strategy == "all" and num_triplets > max_triplets:
-        raise UserError(
-            f"{num_triplets:,} triplets of a batch violate the margin, more than max_triplets = {max_triplets:,}: "
-            f"take smaller batches, a smaller margin, or a miner that takes one negative for each pair"
-        )
-    if not parts:
-        rows, numbers = labels.new_empty(0), columns.new_empty(0)
-        parts = [_Part(rows, rows, rows, numbers, numbers)]
-    anchor, positive, negative, to_positive, to_negative = (
-        torch.cat(part) for part in zip(*parts, strict=True)
-    )
-    return Triplets(
-        anchor, positive, negative, num_pairs, bank[0] if bank else None, (to_positive, to_negative)
-    )
+        num_pairs += alone.num_pairs
+    found = Found(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return _triplets(found, num_pairs, None)
+
+
+def _triplets(found: Found, num_pairs: int, bank: Tensor | None) -> Triplets:
+    distances = found.to_positive, found.to_negative
+    return Triplets(found.anchor, found.positive, found.negative, num_pairs, bank, distances)
 
 
 def _in_kernels(rows: Tensor, strategy: Strategy) -> bool:
@@ -202,79 +165,35 @@ def _in_kernels(rows: Tensor, strategy: Strategy) -> bool:
 
 
 def _mine_in_kernels(
-    columns: Tensor,
-    labels: Tensor,
+    columns_BCD: Tensor,
+    labels_BC: Tensor,
+    bank: Tensor | None,
     *,
-    num_rows: int,
-    num_anchors: int,
-    margin: float,
-    strategy: Strategy,
-    positives: Positives,
     generator: torch.Generator | None,
+    **how: Any,
 ) -> Triplets:
+    """The triplets of a table, which the kernels make. To say how many there are is to wait for the device."""
     from facetrain.kernels.mining_table import mine_table  # with Triton, which not every machine has
 
-    device = columns.device
-    seed = torch.randint(-(2**31), 2**31, (), dtype=torch.int32, generator=generator, device=device)
+    batches, num_columns = labels_BC.shape
+    of_batch = torch.arange(batches, device=labels_BC.device)[:, None] * (labels_BC.max() + 1)
     table = mine_table(
-        columns[None].contiguous(),
-        labels[None],
-        num_anchors=num_anchors,
-        num_rows=num_rows,
-        most_alike=int(torch.unique(labels, return_counts=True)[1].max()),
-        margin=margin,
-        strategy=strategy,
-        positives=positives,
-        seed=seed,
+        columns_BCD.contiguous(),
+        labels_BC.contiguous(),
+        most_alike=int(torch.unique(labels_BC + of_batch, return_counts=True)[1].max()),
+        seed=torch.randint(
+            -(2**31), 2**31, (), dtype=torch.int32, generator=generator, device=columns_BCD.device
+        ),
         precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        **how,
     )
     found = (table.negative >= 0).nonzero(as_tuple=True)
-    bank = columns[num_rows:] if len(columns) > num_rows else None
+    first_row = found[0] * num_columns
     return Triplets(
-        found[1],
-        table.positive[found],
-        table.negative[found],
+        found[1] + first_row,
+        table.positive[found] + first_row,
+        table.negative[found] + first_row,
         int((table.positive >= 0).sum()),
         bank,
         (table.to_positive[found], table.to_negative[found]),
     )
-
-
-class _Part(NamedTuple):
-    """The triplets of a chunk, [T] each: rows, and d² of the pairs."""
-
-    anchor: Tensor
-    positive: Tensor
-    negative: Tensor
-    to_positive: Tensor
-    to_negative: Tensor
-
-
-class _People:
-    """Which columns have the same label."""
-
-    def __init__(self, labels_C: Tensor) -> None:
-        self.order_C = labels_C.argsort(stable=True)
-        _, number_C, size = torch.unique(labels_C, return_inverse=True, return_counts=True)
-        self.size_C = size[number_C]
-        self.start_C = (size.cumsum(0) - size)[number_C]
-
-    def size(self, rows_A: Tensor) -> Tensor:
-        """[A]: how many columns have the row's label, itself among them."""
-        return self.size_C[rows_A]
-
-    def columns_like(self, rows_A: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns of the row's label in ascending order, [A, K], and where there is one; elsewhere stands the first again."""
-        size_A1 = self.size_C[rows_A][:, None]
-        k_K = torch.arange(int(size_A1.max()), device=rows_A.device)
-        is_one_AK = k_K < size_A1
-        return self.order_C[self.start_C[rows_A][:, None] + k_K * is_one_AK], is_one_AK
-
-
-def _keep_one(is_pair_AK: Tensor, distances_AK: Tensor, *, furthest: bool) -> None:
-    """Leave each row of ``is_pair_AK`` its closest or furthest pair only, the first of several."""
-    if furthest:
-        k_A = distances_AK.masked_fill(~is_pair_AK, -torch.inf).argmax(dim=1)
-    else:
-        k_A = distances_AK.masked_fill(~is_pair_AK, torch.inf).argmin(dim=1)
-    is_pair_AK &= torch.zeros_like(is_pair_AK).scatter_(1, k_A[:, None], True)
