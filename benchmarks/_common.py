@@ -28,7 +28,7 @@ def reset_peak_memory() -> None:
 def peak_memory_mb() -> float:
     """The most memory that this process had since `reset_peak_memory`, now as the least."""
     status = Path("/proc/self/status").read_text()
-    return float(status.split("VmHWM:")[1].split()[0]) / 1e3
+    return float(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def ft(workspace: Path, *arguments: str) -> float:

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from facetrain.kernels import over_classes
 from facetrain.kernels.mining import mine_triplets
-from facetrain.kernels.over_classes import entries, others_log_sum_exp
+from facetrain.kernels.over_classes import own_and_others
 from facetrain.plugins import BUILT_IN, make, resolve
 from facetrain.train.losses.dense_head import DenseHead
-from facetrain.train.losses.head import Head
+from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.triplet import Triplet
 
 CLASSES, DIM, ROWS = 53, 24, 31
@@ -88,10 +88,10 @@ def test_blocks_do_not_show(name: str, block: int, monkeypatch: pytest.MonkeyPat
     embeddings, labels = batch()
     whole = result(head, embeddings, labels)
     head.zero_grad()
-    plain = others_log_sum_exp
+    plain = own_and_others
     monkeypatch.setattr(
         inspect.getmodule(head.forward),
-        "others_log_sum_exp",
+        "own_and_others",
         lambda *a, **how: plain(*a, classes_at_once=block, **how),
     )
     parts = result(head, embeddings, labels)
@@ -111,18 +111,27 @@ def test_as_cross_entropy_with_all_logits() -> None:
         logits = F.linear(rows, weight, bias)
         return logits, logits
 
-    others, nearest = others_log_sum_exp(rows, weight, bias, labels, block, classes_at_once=8)
-    own = (rows * entries(weight, labels)).sum(1) + bias[labels]
+    own_rows, others, nearest = own_and_others(
+        rows, weight, bias, labels, lambda own: block, classes_at_once=8
+    )
+    own = (rows * own_rows).sum(1) + bias[labels]
     loss = F.softplus(others - own).sum()
     logits = F.linear(rows, weight, bias)
     expected = F.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(loss, expected)
     assert torch.equal(nearest, logits.argmax(1))
     inputs = (rows, weight, bias)
-    torch.testing.assert_close(
-        [g.to_dense() if g.is_sparse else g for g in torch.autograd.grad(loss, inputs)],
-        list(torch.autograd.grad(expected, inputs)),
-    )
+    for some in (
+        inputs,
+        inputs[:1],
+        inputs[1:2],
+        inputs[2:],
+        inputs,
+    ):  # one after another, from one forward pass
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, some, retain_graph=True),
+            torch.autograd.grad(expected, some, retain_graph=True),
+        )
 
 
 def test_one_class_and_no_rows() -> None:
@@ -183,3 +192,50 @@ def test_a_bank_serves_as_positives_and_negatives() -> None:
     assert torch.equal(banked.positive, together.positive[own])
     assert torch.equal(banked.negative, together.negative[own])
     assert int(banked.negative.max()) >= 25 and int(banked.positive.max()) >= 25
+
+
+def test_a_frozen_weight_and_a_target_without_a_gradient() -> None:
+    class Plug(Head):
+        def target(self, targets: Targets) -> Tensor:
+            return targets.cos_B.detach()
+
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        head = Plug(CLASSES, DIM, 4.0).double()
+        head.weight.requires_grad_(not frozen)
+        embeddings, labels = batch()
+        embeddings.requires_grad_()
+        head(embeddings, labels)[0].backward()
+        assert embeddings.grad is not None and bool(embeddings.grad.any())
+        assert (head.weight.grad is None) == frozen
+
+
+def test_two_forward_passes_before_a_backward_pass() -> None:
+    """What a head follows of the training has moved on when the first one's blocks are made again."""
+    embeddings, labels = batch()
+
+    def gradient(together: bool) -> Tensor:
+        torch.manual_seed(1)
+        head = make("losses", "curricularface", {"ema": 0.5}, num_classes=CLASSES, embedding_dim=DIM).double()
+        losses = []
+        for part in (slice(0, 15), slice(15, None)):
+            losses.append(head(embeddings[part] / 3, labels[part])[0])
+            if not together:
+                losses.pop().backward()
+        if together:
+            torch.stack(losses).sum().backward()
+        return head.weight.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))
+
+
+def test_the_backward_pass_is_exact_under_autocast_too() -> None:
+    head = make("losses", "cosface", {}, num_classes=CLASSES, embedding_dim=DIM)
+    embeddings, labels = batch()
+    grads = []
+    for enabled in (False, True):
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            head(embeddings.float(), labels)[0].backward()
+        grads.append(head.weight.grad.clone())
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-6, atol=1e-8)

@@ -126,8 +126,15 @@ def test_the_draw_of_classes_comes_from_the_generator_and_is_even() -> None:
 
 def test_the_gradient_of_entries() -> None:
     weight = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([1, 1, 4])
-    (entries(weight, labels) ** 2).sum().backward()
-    expected = torch.zeros(6, 3, dtype=torch.float64).index_add_(0, labels, 2 * weight.detach()[labels])
-    assert weight.grad is not None
+    classes = torch.tensor([1, 2, 4])
+    (entries(weight, classes) ** 2).sum().backward()
+    expected = torch.zeros(6, 3, dtype=torch.float64).index_add_(0, classes, 2 * weight.detach()[classes])
+    assert weight.grad is not None and weight.grad.is_sparse
     torch.testing.assert_close(weight.grad.to_dense(), expected)
+
+
+def test_what_they_do_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="nesterov"):
+        RowSGD([torch.ones(2, requires_grad=True)], lr=0.1, momentum=0.9, nesterov=True)
+    with pytest.raises(ValueError, match="amsgrad"):
+        RowAdamW([torch.ones(2, requires_grad=True)], lr=0.1, amsgrad=True)

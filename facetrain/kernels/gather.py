@@ -39,6 +39,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # it is somebody else's too
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]

@@ -81,7 +81,7 @@ def mine_triplets(
     Pairs without such a row are dropped. Of rows at the same distance the first counts as closest, or as furthest.
     Triplets come in order of their anchors, of their positives, then of distance. Memory is N·chunk_rows and a
     few numbers for each pair: with the negatives of an anchor in order of distance, the violators of each of its
-    pairs are one run of that order, found by bisection.
+    pairs are one run of that order, found by bisection. (On a GPU: N × the most rows of one label.)
 
     Raises ValueError for an unknown strategy, labels of another length, or num_anchors out of range; UserError for
     more than ``max_triplets`` triplets, before there is memory taken for them.

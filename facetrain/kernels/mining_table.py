@@ -56,24 +56,27 @@ def mine_table(
         positive, to_positive = positive.gather(2, k), to_positive.gather(2, k)
     is_pair = positive >= 0
 
+    further = strategy in ("semihard", "closest-semihard")
     if strategy == "hardest":
-        closest, column = closest_others(rows_BCD, labels_BC, num_anchors, precision)
-        violates = is_pair & (closest[:, :, None] < to_positive + margin)
-        negative = torch.where(violates, column[:, :, None], -1)
-        to_negative = torch.where(violates, closest[:, :, None], 0)
-        return Table(positive, negative, to_positive, to_negative)
-
-    low = to_positive if strategy in ("semihard", "closest-semihard") else torch.full_like(to_positive, -1)
-    high = torch.where(is_pair, to_positive + margin, -torch.inf)
-    negative = one_in_each_window(
-        rows_BCD,
-        labels_BC,
-        low.contiguous(),
-        high.contiguous(),
-        seed=None if strategy == "closest-semihard" else seed,
-        precision=precision,
+        column = closest_others(rows_BCD, labels_BC, num_anchors, precision)[1][:, :, None]
+        negative = torch.where(is_pair, column, -1)
+        to_negative = listed_distances(rows_BCD, column).expand_as(to_positive)
+    else:
+        low = to_positive if further else torch.full_like(to_positive, -1)
+        high = torch.where(is_pair, to_positive + margin, -torch.inf)
+        seed_or_none = None if strategy == "closest-semihard" else seed
+        negative = one_in_each_window(rows_BCD, labels_BC, low, high, seed=seed_or_none, precision=precision)
+        to_negative = listed_distances(rows_BCD, negative)
+    # Tiles are inner products, lists are differences: by these a copy of the positive is exactly as far as it.
+    is_other = (
+        labels_BC.gather(1, negative.clamp_min(0).flatten(1)).view(negative.shape)
+        != labels_BC[:, :num_anchors, None]
     )
-    return Table(positive, negative, to_positive, listed_distances(rows_BCD, negative))
+    violates = (negative >= 0) & is_other & (to_negative < to_positive + margin)
+    if further:
+        violates &= to_negative > to_positive
+    negative, to_negative = torch.where(violates, negative, -1), torch.where(violates, to_negative, 0)
+    return Table(positive, negative, to_positive, to_negative)
 
 
 def _positives(labels_BC: Tensor, num_anchors: int, num_rows: int, most_alike: int) -> Tensor:

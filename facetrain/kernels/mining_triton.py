@@ -76,7 +76,9 @@ def _closest_kernel(
         )  # fmt: skip
         squares = tl.load(squares_ptr + columns, mask=is_column, other=0.0)
         labels = tl.load(labels_ptr + columns, mask=is_column, other=0)
-        tile = tl.maximum(tile + (anchor_squares[:, None] + squares[None, :]), 0.0)
+        tile = tl.maximum(
+            tile + (anchor_squares[:, None] + squares[None, :]), 0.0, propagate_nan=tl.PropagateNan.ALL
+        )
         is_other = (anchor_labels[:, None] != labels[None, :]) & is_column[None, :]
         nearest, place = tl.min(tl.where(is_other, tile, float("inf")), axis=1, return_indices=True)
         closer = nearest < best  # of equal ones the first stays
@@ -130,8 +132,8 @@ def _window_kernel(
     """For each pair a column of another label whose d² to the anchor lies in the pair's window, low < d² < high.
 
     One key for each pair, int64, the column in its low half, in the high half what it is chosen by: the greatest is
-    kept. RANDOM: 24 random bits of (anchor, column), XORed with 24 of the pair. The former are alike for all columns,
-    so each has the same chance; and the pairs of an anchor, whose greatest lie elsewhere, choose apart from each other.
+    kept. RANDOM: 24 bits that random bits of (anchor, column) and of the pair are mixed to. Columns are alike, so each has
+    the same chance; and the pairs of an anchor, whose greatest lie elsewhere, choose apart from each other.
     CLOSEST: the bits of −d², so to speak; of equal ones the first column.
     """
     part, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -157,22 +159,23 @@ def _window_kernel(
         )  # fmt: skip
         squares = tl.load(squares_ptr + columns, mask=is_column, other=0.0)
         labels = tl.load(labels_ptr + columns, mask=is_column, other=0)
-        tile = tl.maximum(tile + (anchor_squares[:, None] + squares[None, :]), 0.0)
+        tile = tl.maximum(
+            tile + (anchor_squares[:, None] + squares[None, :]), 0.0, propagate_nan=tl.PropagateNan.ALL
+        )
         is_other = (anchor_labels[:, None] != labels[None, :]) & is_column[None, :]
         tile = tl.where(is_other, tile, float("inf"))  # in no window
         if CHOICE == RANDOM:
             chance = _mixed(row_seed[:, None] ^ (columns.to(tl.uint32) * 0x9E3779B1)[None, :])
-            chance = (chance >> 8).to(tl.int32)
         for k in tl.range(0, num_positives, num_stages=1):
             low = tl.load(low_ptr + pairs + k, mask=is_anchor, other=float("inf"))
             high = tl.load(high_ptr + pairs + k, mask=is_anchor, other=0.0)
             inside = (tile > low[:, None]) & (tile < high[:, None])
             before = tl.load(found_ptr + found + k, mask=is_anchor, other=-1)
             if CHOICE == RANDOM:
-                own = (_mixed(row_seed ^ ((tl.zeros_like(row_seed) + (k + 1)) * 0x27D4EB2F)) >> 8).to(
-                    tl.int32
-                )
-                drawn = tl.where(inside, chance ^ own[:, None], -1)
+                own = _mixed(row_seed ^ ((tl.zeros_like(row_seed) + (k + 1)) * 0x27D4EB2F))
+                # Without the product, whose high bits depend on all, pairs would agree half as often again as by chance.
+                drawn = (((chance ^ own[:, None]) * 0x9E3779B1) >> 8).to(tl.int32)
+                drawn = tl.where(inside, drawn, -1)
                 greatest, place = tl.max(drawn, axis=1, return_indices=True)
                 key = (greatest.to(tl.int64) << 32) | (start + place).to(tl.int64)
                 is_any = greatest >= 0
@@ -212,6 +215,7 @@ def closest_others(
 
     Of equally close ones the first. Without any: infinity, and no column of meaning.
     """
+    rows_BCD, labels_BC = rows_BCD.contiguous(), labels_BC.contiguous()
     batches, num_columns, dim = rows_BCD.shape
     blocks = _blocks(rows_BCD.dtype, precision, dim)
     parts, columns_a_part = _parts(batches, num_anchors, num_columns, blocks)
@@ -229,6 +233,7 @@ def closest_others(
 
 def listed_distances(rows_BCD: Tensor, listed_BAK: Tensor) -> Tensor:
     """d² [B, A, K], float32, of anchor a (row a) to each of its listed columns, int64; 0 where −1 is listed."""
+    rows_BCD, listed_BAK = rows_BCD.contiguous(), listed_BAK.contiguous()
     batches, num_anchors, num_listed = listed_BAK.shape
     dim = rows_BCD.shape[2]
     distance = torch.empty(listed_BAK.shape, dtype=torch.float32, device=rows_BCD.device)
@@ -253,6 +258,8 @@ def one_in_each_window(
 
     seed: int32 scalar on the device, for one drawn uniformly; None: the closest, of equal ones the first.
     """
+    rows_BCD, labels_BC = rows_BCD.contiguous(), labels_BC.contiguous()
+    low_BAK, high_BAK = low_BAK.contiguous(), high_BAK.contiguous()
     batches, num_anchors, num_positives = low_BAK.shape
     num_columns, dim = rows_BCD.shape[1:]
     blocks = _blocks(rows_BCD.dtype, precision, dim, window=True)
@@ -274,6 +281,7 @@ def pair_gradient(rows_ND: Tensor, first_T: Tensor, second_T: Tensor, grad_T: Te
 
     The pairs are sorted by row, so that each row's sum is over the same terms in the same order each time.
     """
+    rows_ND = rows_ND.contiguous()
     num_rows, dim = rows_ND.shape
     either = torch.cat([first_T, torch.where(first_T < 0, first_T, second_T)])
     either = torch.where(either < 0, num_rows, either)  # behind all rows

@@ -25,59 +25,34 @@ BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 Block = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-class OneGradient:
-    """Lets `entries` and `others_log_sum_exp` of the same weights give one gradient between them.
-
-    Autograd would add the two, and hold a third tensor of that size while it does. Whichever comes first in the
-    backward pass leaves its part here, the other returns the sum.
-    """
-
-    def __init__(self) -> None:
-        self.left: Tensor | None = None
-
-    def dense(self, gradient: Tensor) -> Tensor | None:
-        """The part that is as large as the weights."""
-        if self.left is None:
-            self.left = gradient
-            return None
-        gradient, self.left = gradient.add_(self.left), None
-        return gradient
-
-    def sparse(self, gradient: Tensor) -> Tensor | None:
-        """The part of some entries."""
-        if self.left is None:
-            self.left = gradient
-            return None
-        gradient, self.left = self.left.add_(gradient), None
-        return gradient
-
-
-def others_log_sum_exp(
+def own_and_others(
     rows_BD: Tensor,
     weight_CD: Tensor,
     bias_C: Tensor | None,
     labels_B: Tensor,
-    block: Block,
+    block_of: Callable[[Tensor], Block],
     *,
-    one_gradient: OneGradient | None = None,
     classes_at_once: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """log Σ exp(logit) [B] over the classes other than the row's own, −inf where there is none; and the nearest class
-    [B], int64, of all of them, the first of equal ones.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of the rows' own classes, [B, D]; log Σ exp(logit) [B] over the classes other than the row's own, −inf
+    where there is none; and the nearest class [B], int64, of all of them, the first of equal ones.
 
-    weight_CD: one entry for each class, [C, D] or [C, K, D]. ``block`` makes the logits of a block of classes; what
-    else it uses gets no gradient. First derivatives only. Memory is that of the weights' gradient and of one block.
+    weight_CD: one entry for each class, [C, D] or [C, K, D]. ``block_of`` is given the own weights, without a gradient,
+    and says how a block of classes becomes logits; what else that uses gets no gradient, and must still be the same when
+    the backward pass makes the blocks again. First derivatives only. Memory is that of the weights' gradient and of one
+    block. (One operation for both, since autograd would add their two gradients of the weights into a third.)
     """
     if classes_at_once is None:
-        of_a_class = max(len(rows_BD), weight_CD[0].numel())
-        classes_at_once = max(64, BLOCK_ELEMENTS.get(rows_BD.device.type, 1 << 24) // max(of_a_class, 1))
-    lse_B, nearest_B = _Others.apply(
-        rows_BD, weight_CD, bias_C, labels_B, block, one_gradient, classes_at_once
+        sub_centers = weight_CD[0].numel() // weight_CD.shape[-1]
+        of_a_class = max(len(rows_BD) * sub_centers, weight_CD[0].numel(), 1)
+        classes_at_once = max(64, BLOCK_ELEMENTS.get(rows_BD.device.type, 1 << 24) // of_a_class)
+    own_BD, lse_B, nearest_B = _OwnAndOthers.apply(
+        rows_BD, weight_CD, bias_C, labels_B, block_of, classes_at_once
     )
-    return lse_B, nearest_B
+    return own_BD, lse_B, nearest_B
 
 
-class _Others(torch.autograd.Function):
+class _OwnAndOthers(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -85,10 +60,11 @@ class _Others(torch.autograd.Function):
         weight_CD: Tensor,
         bias_C: Tensor | None,
         labels_B: Tensor,
-        block: Block,
-        one_gradient: OneGradient | None,
+        block_of: Callable[[Tensor], Block],
         classes_at_once: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own_BD = weight_CD[labels_B]
+        block = block_of(own_BD)
         lse_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
         best_B, nearest_B = lse_B.clone(), torch.zeros_like(labels_B)
         for start, weight, bias in _blocks(weight_CD, bias_C, classes_at_once):
@@ -100,60 +76,67 @@ class _Others(torch.autograd.Function):
             logits_Bc = _own_filled(logits_Bc, labels_B - start, -torch.inf)
             lse_B = torch.logaddexp(lse_B, logits_Bc.logsumexp(1))
         ctx.save_for_backward(rows_BD, weight_CD, bias_C, labels_B, lse_B)
-        ctx.block, ctx.one_gradient, ctx.classes_at_once = block, one_gradient, classes_at_once
+        ctx.block, ctx.classes_at_once = block, classes_at_once
         ctx.mark_non_differentiable(nearest_B)
-        return lse_B, nearest_B
+        return own_BD, lse_B, nearest_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_B: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_own_BD: Tensor, grad_B: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         rows_BD, weight_CD, bias_C, labels_B, lse_B = ctx.saved_tensors
-        grad_rows, grad_weight = torch.zeros_like(rows_BD), torch.empty_like(weight_CD)
-        grad_bias = None if bias_C is None else torch.empty_like(bias_C)
+        # Of rows, weight and bias: whose gradient is wanted.
+        wanted = [
+            tensor is not None and ctx.needs_input_grad[place]
+            for place, tensor in enumerate((rows_BD, weight_CD, bias_C))
+        ]
+        grad_rows = torch.zeros_like(rows_BD) if wanted[0] else None
+        grad_weight = torch.empty_like(weight_CD) if wanted[1] else None
+        grad_bias = torch.empty_like(bias_C) if wanted[2] else None
         for start, weight, bias in _blocks(weight_CD, bias_C, ctx.classes_at_once):
-            inputs = [part.detach().requires_grad_() for part in (rows_BD, weight, bias) if part is not None]
-            with torch.enable_grad(), torch.autocast(rows_BD.device.type, enabled=False):
-                _, logits_Bc = ctx.block(*inputs, *[None] * (3 - len(inputs)))
-            shares_Bc = (logits_Bc.detach() - lse_B[:, None]).exp_().mul_(grad_B[:, None])
-            shares_Bc = _own_filled(shares_Bc, labels_B - start, 0.0)
-            grads = torch.autograd.grad(logits_Bc, inputs, shares_Bc)
-            grad_rows += grads[0]
-            grad_weight[start : start + len(weight)] = grads[1]
+            inputs = [
+                None if tensor is None else tensor.detach().requires_grad_(is_wanted)
+                for tensor, is_wanted in zip((rows_BD, weight, bias), wanted, strict=True)
+            ]
+            with torch.autocast(rows_BD.device.type, enabled=False):
+                with torch.enable_grad():
+                    _, logits_Bc = ctx.block(*inputs)
+                shares_Bc = (logits_Bc.detach() - lse_B[:, None]).exp_().mul_(grad_B[:, None])
+                shares_Bc = _own_filled(shares_Bc, labels_B - start, 0.0)
+                leaves = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+                found = iter(torch.autograd.grad(logits_Bc, leaves, shares_Bc))
+            if grad_rows is not None:
+                grad_rows += next(found)
+            if grad_weight is not None:
+                grad_weight[start : start + len(weight)] = next(found)
             if grad_bias is not None:
-                grad_bias[start : start + len(weight)] = grads[2]
-        of_weight = grad_weight if ctx.one_gradient is None else ctx.one_gradient.dense(grad_weight)
-        return grad_rows, of_weight, grad_bias, None, None, None, None
+                grad_bias[start : start + len(weight)] = next(found)
+        if grad_weight is not None:
+            grad_weight.index_add_(0, labels_B, grad_own_BD)
+        return grad_rows, grad_weight, grad_bias, None, None, None
 
 
-def entries(
-    weight_CD: Tensor, classes_S: Tensor, *, distinct: bool = False, one_gradient: OneGradient | None = None
-) -> Tensor:
-    """``weight_CD[classes_S]``, whose gradient is sparse: it costs what S classes cost, however many there are.
-
-    distinct: no class occurs twice, and they ascend. ``one_gradient``: what `others_log_sum_exp` of these weights is given too.
-    """
-    taken: Tensor = _Entries.apply(weight_CD, classes_S, distinct, one_gradient)
+def entries(weight_CD: Tensor, classes_S: Tensor) -> Tensor:
+    """``weight_CD[classes_S]``, for classes that ascend and are all different; its gradient is sparse: it costs what S
+    classes cost, however many there are."""
+    taken: Tensor = _Entries.apply(weight_CD, classes_S)
     return taken
 
 
 class _Entries(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight_CD: Tensor, classes_S: Tensor, distinct: bool, one_gradient: OneGradient | None
-    ) -> Tensor:
+    def forward(ctx: Any, weight_CD: Tensor, classes_S: Tensor) -> Tensor:
         ctx.save_for_backward(classes_S)
-        ctx.shape, ctx.distinct, ctx.one_gradient = weight_CD.shape, distinct, one_gradient
+        ctx.shape = weight_CD.shape
         return weight_CD[classes_S]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None]:
         (classes_S,) = ctx.saved_tensors
         gradient = torch.sparse_coo_tensor(
-            classes_S[None], grad_SD, ctx.shape, is_coalesced=ctx.distinct, check_invariants=False
+            classes_S[None], grad_SD, ctx.shape, is_coalesced=True, check_invariants=False
         )
-        of_weight = gradient if ctx.one_gradient is None else ctx.one_gradient.sparse(gradient)
-        return of_weight, None, None, None
+        return gradient, None
 
 
 def _blocks(weight_CD: Tensor, bias_C: Tensor | None, size: int) -> list[tuple[int, Tensor, Tensor | None]]:

@@ -20,25 +20,34 @@ ROWS_AT_ONCE = 1 << 16  # what is gathered for a step, 128 MiB of 512 float32 ea
 class RowSGD(torch.optim.SGD):
     """`torch.optim.SGD` with momentum; gradients may be sparse over their first dimension."""
 
+    def __init__(self, params: Any, **how: Any) -> None:
+        if how.get("nesterov") or how.get("dampening") or how.get("maximize"):
+            raise ValueError("RowSGD knows momentum and weight decay: no nesterov, dampening or maximize")
+        super().__init__(params, **how)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         with _sparse_aside(self.param_groups) as sparse:
             super().step()
             for parameter, rows, gradient, group in sparse:
                 state = self.state[parameter]
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"]
                 weight = parameter[rows]
-                moved = gradient.add(weight, alpha=group["weight_decay"]).add_(
-                    momentum[rows], alpha=group["momentum"]
-                )
-                momentum[rows] = moved
+                moved = gradient.add(weight, alpha=group["weight_decay"])
+                if group["momentum"]:
+                    if state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                    moved.add_(state["momentum_buffer"][rows], alpha=group["momentum"])
+                    state["momentum_buffer"][rows] = moved
                 parameter[rows] = weight.sub_(moved, alpha=group["lr"])
 
 
 class RowAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW`; gradients may be sparse over their first dimension. Steps are counted for all rows together."""
+
+    def __init__(self, params: Any, **how: Any) -> None:
+        if how.get("amsgrad") or how.get("maximize"):
+            raise ValueError("RowAdamW knows neither amsgrad nor maximize")
+        super().__init__(params, **how)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -94,8 +103,13 @@ def _sparse_aside(
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
     """Scale all gradients together so that their norm is ``max_norm`` at most; those of sparse ones by their values."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    values = [grad._values() if grad.is_sparse else grad for grad in gradients]
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
     total = torch.nn.utils.get_total_norm(values)
     share = (max_norm / (total + 1e-6)).clamp_max(1.0)
     for part in values:

@@ -5,14 +5,15 @@ Shapes: B rows of the batch, C classes, D embedding_dim, K sub-centres of a clas
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.kernels.over_classes import OneGradient, entries, others_log_sum_exp
+from facetrain.kernels.over_classes import Block, entries, own_and_others
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.checks import positive
 from facetrain.train.losses.unit import unit
@@ -75,25 +76,34 @@ class Head(Loss):
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             classes_S, own_B = self.taking_part(labels, generator)
-            weight = self.weight if classes_S is None else entries(self.weight, classes_S, distinct=True)
+            weight = self.weight if classes_S is None else entries(self.weight, classes_S)
             embeddings_BD, weight = in_full_precision(embeddings, weight)
-            unit_BD, both = unit(embeddings_BD), OneGradient()
-            targets = Targets(
-                cos_B=self.own_cosines(unit_BD, unit(entries(weight, own_B, one_gradient=both))).clamp(-1, 1),
-                norm_B=torch.linalg.vector_norm(embeddings_BD, dim=1),
-                labels_B=labels,
-                generator=generator,
-            )
-            self.look(targets)
-            target_B = self.target(targets)
-            seen = replace(targets, cos_B=targets.cos_B.detach(), norm_B=targets.norm_B.detach())
+            unit_BD, norm_B = unit(embeddings_BD), torch.linalg.vector_norm(embeddings_BD, dim=1)
 
-            def block(unit_BD: Tensor, weight_cD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-                cos_Bc = self.cosines(unit_BD, unit(weight_cD))
-                return cos_Bc, self.scale * self.others(cos_Bc, seen, target_B.detach())
+            def targets_of(own_BD: Tensor, generator: torch.Generator | None) -> Targets:
+                cos_B = self.own_cosines(unit_BD, unit(own_BD)).clamp(-1, 1)
+                return Targets(cos_B, norm_B, labels, generator)
 
-            others_B, nearest_B = others_log_sum_exp(unit_BD, weight, None, own_B, block, one_gradient=both)
-            loss = mean(F.softplus(others_B - self.scale * target_B) + self.extra(targets))
+            def block_of(own_BD: Tensor) -> Block:
+                self.look(targets_of(own_BD, generator))
+                # As they are now: the backward pass may come when they are others.
+                head = copy.copy(self)
+                head._buffers = {name: None if x is None else x.clone() for name, x in self._buffers.items()}
+                seen, target_B = targets_of(own_BD, None), unit_BD.new_empty(0)
+                if type(self).others is not Head.others:
+                    again = None if generator is None else generator.clone_state()  # the draw of below
+                    target_B = head.target(targets_of(own_BD, again))
+
+                def block(unit_BD: Tensor, weight_cD: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+                    cos_Bc = head.cosines(unit_BD, unit(weight_cD))
+                    return cos_Bc, head.scale * head.others(cos_Bc, seen, target_B)
+
+                return block
+
+            own_BD, others_B, nearest_B = own_and_others(unit_BD, weight, None, own_B, block_of)
+            targets = targets_of(own_BD, generator)
+            loss_B = F.softplus(others_B - self.scale * self.target(targets))
+            loss = mean(loss_B + self.extra(targets))
         return loss, self.all_stats(targets, nearest_B == own_B)
 
     def taking_part(

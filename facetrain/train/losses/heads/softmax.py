@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.kernels.over_classes import OneGradient, entries, others_log_sum_exp
+from facetrain.kernels.over_classes import entries, own_and_others
 from facetrain.train.losses.head import Head, in_full_precision, mean
 from facetrain.train.losses.unit import unit
 
@@ -34,21 +34,16 @@ class Softmax(Head):
             classes_S, own_B = self.taking_part(labels, generator)
             parts: list[Tensor] = [self.weight, self.bias]
             if classes_S is not None:
-                parts = [entries(part, classes_S, distinct=True) for part in parts]
+                parts = [entries(part, classes_S) for part in parts]
             embeddings_BD, weight = in_full_precision(embeddings, parts[0])
             bias = parts[1].to(weight.dtype)
-            both = OneGradient()
-            own_BD = entries(weight, own_B, one_gradient=both)
-            logit_B = (embeddings_BD * own_BD).sum(1) + entries(bias, own_B)
 
             def block(rows_BD: Tensor, weight_cD: Tensor, bias_c: Tensor | None) -> tuple[Tensor, Tensor]:
                 logits_Bc = F.linear(rows_BD, weight_cD, bias_c)
                 return logits_Bc, logits_Bc
 
-            others_B, nearest_B = others_log_sum_exp(
-                embeddings_BD, weight, bias, own_B, block, one_gradient=both
-            )
-            loss = mean(F.softplus(others_B - logit_B))
+            own_BD, others_B, nearest_B = own_and_others(embeddings_BD, weight, bias, own_B, lambda _: block)
+            loss = mean(F.softplus(others_B - (embeddings_BD * own_BD).sum(1) - bias[own_B]))
             with torch.no_grad():
                 cos_B = (unit(embeddings_BD) * unit(own_BD)).sum(1)
                 stats = {
