@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,7 @@ class Head(Loss):
                 head = copy.copy(self)
                 head._buffers = {name: None if x is None else x.clone() for name, x in self._buffers.items()}
                 seen, target_B = targets_of(own_BD, None), unit_BD.new_empty(0)
+                seen = replace(seen, norm_B=norm_B.detach())
                 if type(self).others is not Head.others:
                     again = None if generator is None else generator.clone_state()  # the draw of below
                     target_B = head.target(targets_of(own_BD, again))
@@ -125,7 +126,8 @@ class Head(Loss):
 
     def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
         """[B, C]: what takes the place of the other classes' cosines, for all classes or a block of them, within [-1, 1] up
-        to rounding; the own column counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of ``cos_BC``."""
+        to rounding; the own column counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of
+        ``cos_BC``. Called again, for the same blocks, in the backward pass."""
         return cos_BC
 
     def extra(self, targets: Targets) -> Tensor | float:
