@@ -33,6 +33,7 @@ from facetrain.files import sweep, write_json
 
 FORMAT = 2
 FOLDER = ".ft"
+DIVERGED = "diverged.txt"  # in a run: why it ended; a resume would end there too
 
 
 @dataclass(frozen=True)

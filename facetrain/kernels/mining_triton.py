@@ -27,11 +27,12 @@ PROGRAMS = 256  # wanted at least, so that a large GPU has work for all its mult
 
 
 @triton.jit
-def _tile_of_distances(
-    x_ptr, anchors, columns, num_anchors, num_columns, dim, stride_row,
+def _distances_to_others(
+    x_ptr, squares_ptr, labels_ptr, anchors, anchor_squares, anchor_labels, columns,
+    num_anchors, num_columns, dim, stride_row,
     BLOCK_A: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """−2 · the inner products [BLOCK_A, BLOCK_C], float32."""
+    """d² [BLOCK_A, BLOCK_C], float32; infinite to columns of the anchor's label, and where there is no column."""
     inner = tl.zeros((BLOCK_A, BLOCK_C), tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
@@ -46,7 +47,14 @@ def _tile_of_distances(
             other=0.0,
         )
         inner = tl.dot(a, c, inner, input_precision=PRECISION)
-    return inner * -2.0
+    is_column = columns < num_columns
+    squares = tl.load(squares_ptr + columns, mask=is_column, other=0.0)
+    labels = tl.load(labels_ptr + columns, mask=is_column, other=0)
+    tile = tl.maximum(
+        inner * -2.0 + (anchor_squares[:, None] + squares[None, :]), 0.0, propagate_nan=tl.PropagateNan.ALL
+    )
+    is_other = (anchor_labels[:, None] != labels[None, :]) & is_column[None, :]
+    return tl.where(is_other, tile, float("inf"))
 
 
 @triton.jit
@@ -70,17 +78,11 @@ def _closest_kernel(
     first = part * columns_a_part
     for start in range(first, tl.minimum(first + columns_a_part, num_columns), BLOCK_C):
         columns = (start + tl.arange(0, BLOCK_C)).to(tl.int64)
-        is_column = columns < num_columns
-        tile = _tile_of_distances(
-            x_ptr, anchors, columns, num_anchors, num_columns, dim, stride_row, BLOCK_A, BLOCK_C, BLOCK_D, PRECISION
+        tile = _distances_to_others(
+            x_ptr, squares_ptr, labels_ptr, anchors, anchor_squares, anchor_labels, columns,
+            num_anchors, num_columns, dim, stride_row, BLOCK_A, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        squares = tl.load(squares_ptr + columns, mask=is_column, other=0.0)
-        labels = tl.load(labels_ptr + columns, mask=is_column, other=0)
-        tile = tl.maximum(
-            tile + (anchor_squares[:, None] + squares[None, :]), 0.0, propagate_nan=tl.PropagateNan.ALL
-        )
-        is_other = (anchor_labels[:, None] != labels[None, :]) & is_column[None, :]
-        nearest, place = tl.min(tl.where(is_other, tile, float("inf")), axis=1, return_indices=True)
+        nearest, place = tl.min(tile, axis=1, return_indices=True)
         closer = nearest < best  # of equal ones the first stays
         best = tl.where(closer, nearest, best)
         best_column = tl.where(closer, start + place, best_column)
@@ -151,19 +153,11 @@ def _window_kernel(
 
     first = part * columns_a_part
     for start in range(first, tl.minimum(first + columns_a_part, num_columns), BLOCK_C):
-        places = tl.arange(0, BLOCK_C)
-        columns = (start + places).to(tl.int64)
-        is_column = columns < num_columns
-        tile = _tile_of_distances(
-            x_ptr, anchors, columns, num_anchors, num_columns, dim, stride_row, BLOCK_A, BLOCK_C, BLOCK_D, PRECISION
+        columns = (start + tl.arange(0, BLOCK_C)).to(tl.int64)
+        tile = _distances_to_others(
+            x_ptr, squares_ptr, labels_ptr, anchors, anchor_squares, anchor_labels, columns,
+            num_anchors, num_columns, dim, stride_row, BLOCK_A, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        squares = tl.load(squares_ptr + columns, mask=is_column, other=0.0)
-        labels = tl.load(labels_ptr + columns, mask=is_column, other=0)
-        tile = tl.maximum(
-            tile + (anchor_squares[:, None] + squares[None, :]), 0.0, propagate_nan=tl.PropagateNan.ALL
-        )
-        is_other = (anchor_labels[:, None] != labels[None, :]) & is_column[None, :]
-        tile = tl.where(is_other, tile, float("inf"))  # in no window
         if CHOICE == RANDOM:
             chance = _mixed(row_seed[:, None] ^ (columns.to(tl.uint32) * 0x9E3779B1)[None, :])
         for k in tl.range(0, num_positives, num_stages=1):

@@ -5,7 +5,8 @@ Legend of shapes: A rows, C columns, K values looked for in each row, T places.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,20 +75,22 @@ def _bits(values: Tensor) -> Tensor:
 
 def first_smallest(matrix_AC: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest of each row and its column, of equal ones the first. There must be a column."""
-    if _is_numpys(matrix_AC):
-        column_A = torch.from_numpy(np.argmin(matrix_AC.numpy(), axis=1))
-        return matrix_AC.gather(1, column_A[:, None])[:, 0], column_A
-    smallest = matrix_AC.min(dim=1)
-    return smallest.values, smallest.indices
+    return _first(matrix_AC, np.argmin, torch.min)
 
 
 def first_largest(matrix_AC: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of each row and its column, of equal ones the first. There must be a column."""
+    return _first(matrix_AC, np.argmax, torch.max)
+
+
+def _first(
+    matrix_AC: Tensor, numpys: Callable[..., Any], torchs: Callable[..., Any]
+) -> tuple[Tensor, Tensor]:
     if _is_numpys(matrix_AC):
-        column_A = torch.from_numpy(np.argmax(matrix_AC.detach().numpy(), axis=1))
+        column_A = torch.from_numpy(numpys(matrix_AC.detach().numpy(), axis=1))
         return matrix_AC.gather(1, column_A[:, None])[:, 0], column_A
-    largest = matrix_AC.max(dim=1)
-    return largest.values, largest.indices
+    values_A, column_A = torchs(matrix_AC, dim=1)
+    return values_A, column_A
 
 
 def _is_numpys(matrix: Tensor) -> bool:

@@ -16,7 +16,7 @@ from facetrain.file_table import STATE, FileTable, walk
 from facetrain.index import STATUSES, Index, read_index
 from facetrain.preprocess.journal import JOURNAL
 from facetrain.tables import find_sorted, positions, table_fingerprint, take
-from facetrain.workspace import Dataset, StageRecord, Workspace
+from facetrain.workspace import DIVERGED, Dataset, StageRecord, Workspace
 
 WALK_UP_TO = 200_000  # photographs; beyond, RAW is compared with the index only on request
 WORTH_DROPPING = 0.1  # of the cache: `ft cache --gc` is hinted at beyond
@@ -222,8 +222,8 @@ def _run(folder: Path) -> Line:
         scored = [float(row["val_accuracy"]) for row in rows if row.get("val_accuracy")]
         best = f", best validation accuracy {max(scored):.4f}" if scored else ""
     trained = f"{done} of {epochs} epochs on {facts['photographs']:,} photographs of {facts['people']:,} people{best}"
-    if (folder / "diverged.txt").is_file():
-        why = (folder / "diverged.txt").read_text().strip()
+    if (folder / DIVERGED).is_file():
+        why = (folder / DIVERGED).read_text().strip()
         return Line(folder.name, "diverged", f"{trained}; {why}: start again with a lower --lr")
     if done < epochs:
         return Line(folder.name, "unfinished", f"{trained} (`ft train --resume {folder.name}`)")

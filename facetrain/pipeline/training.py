@@ -30,11 +30,11 @@ from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state, without_download
-from facetrain.train.loop import DIVERGED, Reporter, Validator, uses_bf16
+from facetrain.train.loop import Reporter, Validator, uses_bf16
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
 from facetrain.train.trainers.base import Trainer
-from facetrain.workspace import Dataset, Workspace, locked
+from facetrain.workspace import DIVERGED, Dataset, Workspace, locked
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,8 @@ def start(
         try:
             return _run(folder, config, parts, torch_device, reporter, say)
         except Exception:
-            if not (
-                folder / "state.pt"
-            ).is_file():  # failed at once: nothing to go on from, and the name is free again
-                shutil.rmtree(folder)
+            if not (folder / "state.pt").is_file():
+                shutil.rmtree(folder)  # failed at once: nothing to go on from, and the name is free again
             raise
 
 

@@ -31,8 +31,8 @@ from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, Metric
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.row_optimisers import clip_gradients
 from facetrain.train.trainers.base import Trainer
+from facetrain.workspace import DIVERGED
 
-DIVERGED = "diverged.txt"  # of a run: why it ended; a resume would end there too
 LOG_EVERY_STEPS = 10
 TROUBLE_IN_A_ROW = 3  # logged rows, before the user is told
 
