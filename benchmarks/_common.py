@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def hardware() -> str:
@@ -29,6 +35,28 @@ def peak_memory_mb() -> float:
     """The most memory that this process had since `reset_peak_memory`, now as the least."""
     status = Path("/proc/self/status").read_text()
     return float(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+def milliseconds(step: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median time of a step, after three to warm up: on a GPU by its own events, elsewhere by the clock."""
+    import torch  # what does without it is not to wait for it
+
+    times = []
+    for i in range(repeats + 3):
+        if device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            step()
+            end.record()
+            end.synchronize()
+            taken = start.elapsed_time(end)
+        else:
+            started = time.perf_counter()
+            step()
+            taken = 1e3 * (time.perf_counter() - started)
+        if i >= 3:
+            times.append(taken)
+    return statistics.median(times)
 
 
 def ft(workspace: Path, *arguments: str) -> float:

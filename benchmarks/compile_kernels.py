@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from facetrain.kernels import mining_triton
+from facetrain.kernels import mining_triton, over_classes_triton
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a block, at most
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -39,6 +39,33 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
+    yield from mining_cases()
+    yield from head_cases()
+
+
+def head_cases() -> Iterator[Case]:
+    """Every form of a head, exact and in TF32; and the ones with most in registers with three sub-centres."""
+    pointers = dict.fromkeys(("rows", "weight", "inverse", "bias", "bound", "numbers", "lse", "grad"), "fp32")
+    pointers |= dict.fromkeys(("shares", "sums", "best"), "fp32") | {"labels": "i64", "nearest": "i64"}
+    pointers = {f"{name}_ptr": kind for name, kind in pointers.items()}
+    for precision in ("ieee", "tf32"):
+        for form, (normalised, hard, sub_centers) in {
+            "cosines": (True, False, 1),
+            "plain logits": (False, False, 1),
+            "hard classes": (True, True, 1),
+            "hard classes, 3 sub-centres": (True, True, 3),
+        }.items():
+            constants = {"NORMALISED": normalised, "BIAS": not normalised, "HARD": hard}
+            for name, gradient in (("others", False), ("shares", True)):
+                kernel = getattr(over_classes_triton, f"_{name}_kernel")
+                constants = constants | over_classes_triton._blocks(
+                    precision, 512, sub_centers, gradient=gradient
+                )
+                label = "fp32" if precision == "ieee" else precision
+                yield Case(f"{name}, {form}, {label}", kernel, pointers, constants)
+
+
+def mining_cases() -> Iterator[Case]:
     for dtype, precision in (
         (torch.float32, "ieee"),
         (torch.float32, "tf32"),
@@ -126,22 +153,28 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose name holds this")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}\n")
-    print("| kernel | GPU | registers | instructions that spill | shared memory, KB |")
-    print("|---|---|---:|---:|---:|")
+    gpus = ", ".join(f"sm_{arch}" for arch in arguments.arch)
+    print(f"| kernel, for {gpus} | registers | instructions that spill | shared memory, KB |")
+    print("|---|---:|---:|---:|")
     fits = True
     for case in cases():
         if arguments.only not in case.name:
             continue
+        found = []
         for arch in arguments.arch:
             kernel = compiled(case, arch)
             registers, spilt = registers_and_spills(kernel.asm["cubin"])
             shared = kernel.metadata.shared
             good = spilt == 0 and shared <= SHARED_BYTES[arch]
             fits &= good
-            print(
-                f"| {case.name} | sm_{arch} | {registers} | {spilt} | {shared / 1024:.0f}{'' if good else ' ✗'} |",
-                flush=True,
-            )
+            found.append((f"{registers}", f"{spilt}", f"{shared / 1024:.0f}{'' if good else ' ✗'}"))
+        print(
+            "|",
+            case.name,
+            *("| " + ", ".join(column) for column in zip(*found, strict=True)),
+            "|",
+            flush=True,
+        )
     sys.exit(0 if fits else 1)
 
 

@@ -23,19 +23,7 @@ except ImportError:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a script, run where the package may not be installed
 
-
-def milliseconds(step: Callable[[], object], repeats: int) -> float:
-    """Median time of ``step`` on the device, by events, after a warm-up."""
-    times = []
-    for i in range(repeats + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        if i >= 3:
-            times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+from _common import milliseconds  # noqa: E402
 
 
 def training_step(name: str, size: int, dtype: torch.dtype) -> Callable[[], None]:
@@ -78,7 +66,7 @@ def training_table(repeats: int) -> list[str]:
         for size in (180, 720):
             for dtype in (torch.float32, torch.bfloat16):
                 torch.cuda.reset_peak_memory_stats()
-                ms = milliseconds(training_step(name, size, dtype), repeats)
+                ms = milliseconds(training_step(name, size, dtype), torch.device("cuda"), repeats)
                 peak = torch.cuda.max_memory_allocated() / 1e6
                 precision = str(dtype).removeprefix("torch.")
                 lines.append(
@@ -114,7 +102,7 @@ def head_table(num_classes: int, repeats: int) -> list[str]:
     for name in heads():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        ms = milliseconds(head_step(name, num_classes), repeats)
+        ms = milliseconds(head_step(name, num_classes), torch.device("cuda"), repeats)
         peak = torch.cuda.max_memory_allocated() / 1e6
         lines.append(f"| {name} | {num_classes:,} | {ms:.2f} | {peak:,.0f} |")
     return lines
@@ -136,7 +124,7 @@ def kernel_lines(quick: bool) -> list[str]:
     device, repeats = torch.device("cuda"), 3 if quick else 20
     rows, classes = ([1024], [10_000]) if quick else ([4096, 16384, 65536], [100_000, 1_000_000, 10_000_000])
     return [
-        *mining_lines(device, rows, 512, repeats),
+        *mining_lines(device, rows, 512, repeats, compile=not quick),
         "",
         *head_lines(device, classes, 512, repeats, compile=not quick),
     ]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from facetrain.train.losses.heads.cosface import CosFace
+from facetrain.train.losses.triplet import Triplet
+from facetrain.train.miners.mined import Mined
+from facetrain.train.row_optimisers import RowSGD
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))
@@ -161,10 +171,154 @@ def test_the_head_benchmark_prints_its_table() -> None:
     assert text.count("all logits at once") == 2
 
 
-def test_the_benchmark_of_kernels_on_a_gpu_runs_without_one() -> None:
+def kernels_on_a_gpu(*options: str) -> dict[str, list[str]]:
+    """The rows of the benchmark's tables, at tiny sizes on the processor: what and precision, to the other cells."""
     sizes = ["--device", "cpu", "--rows", "40", "--classes", "300", "--dim", "32", "--repeats", "1"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py"), *sizes]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py"), *sizes, *options]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    assert text.count("| 40 |") == 9
-    assert text.count("| 300 |") == 3
+    lines = [line for line in text.splitlines() if line.startswith(("| 40 |", "| 300 |"))]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    rows = {f"{what}, {precision}": others for _, what, precision, *others in cells}
+    assert len(rows) == len(lines)
+    return rows
+
+
+MINERS = ("batch-hard", "all-violating-random", "closest-semihard")
+
+
+def test_the_benchmark_of_kernels_on_a_gpu_runs_without_one() -> None:
+    rows = kernels_on_a_gpu()
+    assert len(rows) == 6 + 2 * (3 + 3 + 1) + 6 + 4 + 3
+    for cells in rows.values():
+        assert all(float(cells[place]) > 0 for place in (0, 2))
+    for miner in MINERS:
+        assert f"{miner}, loss and backward, fp32" in rows
+        assert f"{miner}, loss and backward: plain PyTorch, tf32" in rows
+    for exact in ("in blocks", "all logits"):
+        assert all(float(share) < 1e-5 for share in rows[f"{exact}, fp32"][3].split("/"))
+    for about in ("cut cross-entropy, no filter", "Partial FC, all classes"):
+        assert all(float(share) < 0.05 for share in rows[f"{about}, bf16"][3].split("/"))
+    assert rows["cut cross-entropy, bf16"][3].endswith("of the tiles")
+    for sampled in ("gradient of all weights", "rows copied back"):
+        assert rows[f"Partial FC, 10%, {sampled}, bf16"][3] == ""
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_kernels_on_a_gpu_compiles_what_it_compares_with() -> None:
+    rows = kernels_on_a_gpu("--compile")
+    compiled = [f"{miner}, loss and backward: plain PyTorch, torch.compile" for miner in MINERS]
+    for name in (*compiled, "all logits, torch.compile"):
+        assert float(rows[f"{name}, fp32"][0]) > 0
+
+
+def batch_of_people(rows: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Embeddings in float64, near those of the same person, and labels, eight rows each but the last."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(rows) // 8
+    centres = torch.randn(int(labels[-1]) + 1, dim, generator=generator, dtype=torch.float64)
+    noise = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    return (centres[labels] + noise).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("miner", ["batch-hard", "closest-semihard"])
+def test_plain_mining_finds_what_ours_finds(miner: str) -> None:
+    peers = load("_gpu_peers")
+    embeddings, labels = batch_of_people(61, 16)
+    ours = Triplet(miner="batch-hard", margin=0.2)
+    theirs = functools.partial(peers.batch_hard, margin=0.2)
+    if miner == "closest-semihard":
+        ours.miner = Mined(strategy="closest-semihard")
+        theirs = peers.a_negative_for_each_pair(8, 0.2, closest=True, most_elements=61 * 8 * 20)
+    expected, found = ours(embeddings, labels)[0], theirs(embeddings, labels)
+    assert expected > 0
+    torch.testing.assert_close(found, expected)
+    of_both = [torch.autograd.grad(loss, embeddings)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*of_both)
+
+
+def test_plain_mining_draws_from_all_violators() -> None:
+    embeddings, labels = batch_of_people(24, 4)
+    unit = normalize(embeddings.detach())
+    pairs = ((labels[:, None] == labels) & ~torch.eye(24, dtype=torch.bool)).nonzero()
+    d2 = torch.cdist(unit, unit).square()
+    expected = (labels[pairs[:, 0], None] != labels) & (d2[pairs[:, 0]] < d2[tuple(pairs.T)][:, None] + 0.2)
+    torch.manual_seed(0)
+    drawn = torch.zeros_like(expected)
+    for _ in range(200):
+        args = (unit, labels, torch.arange(24), *pairs.T, 0.2, False)
+        negative, is_there = load("_gpu_peers").violators(*args)
+        assert torch.equal(is_there, expected.any(1))
+        drawn[is_there.nonzero()[:, 0], negative[is_there]] = True
+    assert torch.equal(drawn, expected)
+
+
+def cosface_and(kind: str, rows: int, classes: int, **options: Any) -> tuple[CosFace, Any, Tensor, Tensor]:
+    """Ours and a peer's with the same weights, in float64; embeddings not far from those of their classes; labels."""
+    torch.manual_seed(0)
+    ours = CosFace(classes, 16, margin_cos=0.35, scale=64.0).double()
+    peer = getattr(load("_gpu_peers"), kind)(classes, 16, 64.0, 0.35, None, **options).double()
+    with torch.no_grad():
+        peer.weight.copy_(ours.weight)
+    labels = torch.randint(classes, (rows,))
+    embeddings = 100 * ours.weight[labels].detach() + 0.5 * torch.randn(rows, 16, dtype=torch.float64)
+    return ours, peer, embeddings.requires_grad_(), labels
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("CutCrossEntropy", {"filter_eps": 0, "classes_at_once": 50}), ("PartialFC", {})]
+)
+def test_other_heads_have_our_loss_and_gradients(kind: str, options: dict[str, Any]) -> None:
+    ours, peer, embeddings, labels = cosface_and(kind, 24, 211, **options)
+    expected, found = ours(embeddings, labels)[0], peer(embeddings, labels)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected, (embeddings, ours.weight))
+    torch.testing.assert_close(torch.autograd.grad(found, (embeddings, peer.weight)), wanted)
+
+
+def test_cut_cross_entropys_filter_leaves_out_tiles() -> None:
+    _, peer, embeddings, labels = cosface_and("CutCrossEntropy", 150, 600, classes_at_once=256)
+    unit_rows, unit_weight = (normalize(x) for x in (embeddings, peer.weight))
+    own = one_hot(labels, 600)
+    logits = 64 * (unit_rows @ unit_weight.T - 0.35 * own)
+    change = (logits.softmax(1) - own).detach()
+    tiles = [tile for rows in change.split(128) for tile in rows.split(128, dim=1)]
+    of_tiles = torch.stack([tile.abs().max() for tile in tiles])
+    eps = float(of_tiles.sort().values[4:6].mean())
+    is_kept = of_tiles >= eps
+    assert int(is_kept.sum()) == 5
+    for tile, keep in zip(tiles, is_kept, strict=True):
+        tile.mul_(keep)
+    wanted = torch.autograd.grad((logits * change).sum() / 150, (embeddings, peer.weight))
+    peer.filter_eps = eps
+    found = torch.autograd.grad(peer(embeddings, labels), (embeddings, peer.weight))
+    torch.testing.assert_close(found, wanted)
+    of_blocks = [block.float().mean() for block in is_kept.view(2, 5).split(2, dim=1)]
+    assert [float(share) for share in peer.kept] == [float(share) for share in of_blocks]
+
+
+def test_partial_fc_takes_our_steps() -> None:
+    ours, dense, embeddings, labels = cosface_and("PartialFC", 16, 200, rate=0.1)
+    copying = cosface_and("CopyingPartialFC", 16, 200, rate=0.1)[1]
+    ours.sampled_classes = 0.1
+    before = ours.weight.detach().clone()
+    optimiser = RowSGD(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for seed in (1, 2, 3):
+        losses = []
+        for head in (ours, dense, copying):
+            torch.manual_seed(seed)  # the same classes
+            loss = head(embeddings, labels)
+            losses.append(loss[0] if isinstance(loss, tuple) else loss)
+            losses[-1].backward()
+        torch.testing.assert_close(losses[1], losses[0])
+        torch.testing.assert_close(losses[2], losses[0])
+        torch.testing.assert_close(dense.weight.grad, ours.weight.grad.to_dense())
+        optimiser.step()
+        copying.step()
+        torch.testing.assert_close(copying.weight, ours.weight.detach())
+        with torch.no_grad():
+            dense.weight.copy_(ours.weight)
+        for head in (ours, dense):
+            head.zero_grad()
+    changed = int((ours.weight.detach() != before).any(1).sum())
+    assert 20 < changed < 60

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
+from facetrain.kernels.unit import unit
 from facetrain.plugins import BUILT_IN, make, resolve
 from facetrain.train.losses.head import Head
 from facetrain.train.losses.heads.angles import angle_rad, cos_of_sum, cos_shifted, sine
-from facetrain.train.losses.unit import unit
 from facetrain.train.trainers.classification import ClassificationTrainer
 
 HEADS = sorted(name for name, target in BUILT_IN["losses"].items() if ".heads." in target)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from facetrain.kernels import over_classes
 from facetrain.kernels.mining import mine_triplets
-from facetrain.kernels.over_classes import own_and_others
+from facetrain.kernels.over_classes import Block, own_and_others
 from facetrain.plugins import BUILT_IN, make, resolve
 from facetrain.train.losses.dense_head import DenseHead
 from facetrain.train.losses.head import Head, Targets
@@ -112,7 +112,7 @@ def test_as_cross_entropy_with_all_logits() -> None:
         return logits, logits
 
     own_rows, others, nearest = own_and_others(
-        rows, weight, bias, labels, lambda own: block, classes_at_once=8
+        rows, weight, bias, labels, lambda own: Block(block), classes_at_once=8
     )
     own = (rows * own_rows).sum(1) + bias[labels]
     loss = F.softplus(others - own).sum()

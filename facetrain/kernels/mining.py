@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from facetrain.kernels.launch import matmul_precision
 from facetrain.kernels.mining_chunks import Found, mine_in_chunks
 
 Strategy = Literal["all-violating-random", "semihard", "closest-semihard", "hardest", "all"]
@@ -184,7 +185,7 @@ def _mine_in_kernels(
         seed=torch.randint(
             -(2**31), 2**31, (), dtype=torch.int32, generator=generator, device=columns_BCD.device
         ),
-        precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        precision=matmul_precision(),
         **how,
     )
     found = (table.negative >= 0).nonzero(as_tuple=True)

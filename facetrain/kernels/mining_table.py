@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from facetrain.kernels.launch import Precision
 from facetrain.kernels.mining_triton import (
-    Precision,
     closest_others,
     listed_distances,
     one_in_each_window,

@@ -12,14 +12,14 @@ dimensions, K positives of an anchor (a table, padded), S parts that the columns
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-Precision = Literal["ieee", "tf32"]
+from facetrain.kernels.launch import Precision, parts
 
 RANDOM: tl.constexpr = tl.constexpr(0)
 CLOSEST: tl.constexpr = tl.constexpr(1)
@@ -212,10 +212,11 @@ def closest_others(
     rows_BCD, labels_BC = rows_BCD.contiguous(), labels_BC.contiguous()
     batches, num_columns, dim = rows_BCD.shape
     blocks = _blocks(rows_BCD.dtype, precision, dim)
-    parts, columns_a_part = _parts(batches, num_anchors, num_columns, blocks)
-    distance = torch.empty((batches, parts, num_anchors), dtype=torch.float32, device=rows_BCD.device)
-    column = torch.empty((batches, parts, num_anchors), dtype=torch.int32, device=rows_BCD.device)
-    _closest_kernel[(triton.cdiv(num_anchors, blocks["BLOCK_A"]), parts, batches)](
+    of_anchors = triton.cdiv(num_anchors, blocks["BLOCK_A"])
+    num_parts, columns_a_part = parts(batches * of_anchors, num_columns, blocks["BLOCK_C"], PROGRAMS)
+    distance = torch.empty((batches, num_parts, num_anchors), dtype=torch.float32, device=rows_BCD.device)
+    column = torch.empty((batches, num_parts, num_anchors), dtype=torch.int32, device=rows_BCD.device)
+    _closest_kernel[(of_anchors, num_parts, batches)](
         rows_BCD, _squares(rows_BCD), labels_BC, distance, column,
         num_anchors, num_columns, dim, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
         PRECISION=precision, **blocks,
@@ -257,10 +258,11 @@ def one_in_each_window(
     batches, num_anchors, num_positives = low_BAK.shape
     num_columns, dim = rows_BCD.shape[1:]
     blocks = _blocks(rows_BCD.dtype, precision, dim, window=True)
-    parts, columns_a_part = _parts(batches, num_anchors, num_columns, blocks)
-    found = torch.full((batches, parts, num_anchors, num_positives), -1, device=rows_BCD.device)
+    of_anchors = triton.cdiv(num_anchors, blocks["BLOCK_A"])
+    num_parts, columns_a_part = parts(batches * of_anchors, num_columns, blocks["BLOCK_C"], PROGRAMS)
+    found = torch.full((batches, num_parts, num_anchors, num_positives), -1, device=rows_BCD.device)
     zero = torch.zeros((), dtype=torch.int32, device=rows_BCD.device)
-    _window_kernel[(triton.cdiv(num_anchors, blocks["BLOCK_A"]), parts, batches)](
+    _window_kernel[(of_anchors, num_parts, batches)](
         rows_BCD, _squares(rows_BCD), labels_BC, low_BAK, high_BAK, found, zero if seed is None else seed,
         num_anchors, num_columns, dim, num_positives, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
         CHOICE=CLOSEST if seed is None else RANDOM, PRECISION=precision, **blocks,
@@ -316,12 +318,3 @@ def _blocks(dtype: torch.dtype, precision: Precision, dim: int, *, window: bool 
         "num_stages": 3,
         "enable_fp_fusion": True,
     }
-
-
-def _parts(batches: int, num_anchors: int, num_columns: int, blocks: dict[str, Any]) -> tuple[int, int]:
-    """Into how many parts the columns are cut, and how many columns there are in one, a multiple of the block."""
-    programs = batches * triton.cdiv(num_anchors, blocks["BLOCK_A"])
-    wanted = triton.cdiv(PROGRAMS, max(programs, 1))
-    tiles = triton.cdiv(num_columns, blocks["BLOCK_C"])
-    tiles_a_part = triton.cdiv(tiles, min(wanted, tiles))
-    return triton.cdiv(tiles, tiles_a_part), tiles_a_part * blocks["BLOCK_C"]

@@ -9,8 +9,8 @@ Legend of shapes: B rows, C classes, c classes of a block, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,45 @@ from torch.autograd.function import once_differentiable
 
 from facetrain.kernels.order import first_largest
 
+if TYPE_CHECKING:
+    from facetrain.kernels.over_classes_triton import Tiles
+
 # Of a block's logits, or of its weights: 4 MiB of float32, which a processor's cache holds; on a GPU enough to fill it.
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
-# (rows_BD, weight_cD, bias_c or None) → what is compared to say which class is nearest, and the logits, [B, c] both
-Block = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+# Of rows, weight and bias; None where it is not wanted.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Hard(NamedTuple):
+    """Where a class's cosine is above ``bound_B``, c0 + c1 · cos + c2 · cos² takes its place; coefficients: (c0, c1, c2)."""
+
+    bound_B: Tensor
+    coefficients: tuple[float | Tensor, float | Tensor, float | Tensor]
+
+
+class Logits(NamedTuple):
+    """A product of rows and weights as a logit, for the kernels: ``scale`` times a cosine, or what stands for a hard one.
+
+    normalised: the weights are scaled to length 1 (the rows are so already). With several weights for a class, the
+    nearest counts.
+    """
+
+    normalised: bool
+    scale: float | Tensor = 1.0
+    hard: Hard | None = None
+
+
+class Block(NamedTuple):
+    """How a block of classes becomes logits.
+
+    of: (rows_BD, weight_cD, bias_c or None) → what is compared to say which class is nearest, and the logits, [B, c]
+    both. logits: the same for the kernels; None where they cannot.
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    logits: Logits | None = None
 
 
 def own_and_others(
@@ -64,55 +98,109 @@ class _OwnAndOthers(torch.autograd.Function):
         classes_at_once: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own_BD = weight_CD[labels_B]
-        block = block_of(own_BD)
-        lse_B = rows_BD.new_full((len(rows_BD),), -torch.inf)
-        best_B, nearest_B = lse_B.clone(), torch.zeros_like(labels_B)
-        for start, weight, bias in _blocks(weight_CD, bias_C, classes_at_once):
-            seen_Bc, logits_Bc = block(rows_BD, weight, bias)
-            value_B, column_B = first_largest(seen_Bc)
-            nearer_B = value_B > best_B
-            best_B = torch.where(nearer_B, value_B, best_B)
-            nearest_B = torch.where(nearer_B, column_B + start, nearest_B)
-            logits_Bc = _own_filled(logits_Bc, labels_B - start, -torch.inf)
-            lse_B = torch.logaddexp(lse_B, logits_Bc.logsumexp(1))
+        ctx.how = block_of(own_BD), classes_at_once
+        work = _work(rows_BD, weight_CD, bias_C, labels_B, *ctx.how)
+        lse_B, nearest_B = work.others()
         ctx.save_for_backward(rows_BD, weight_CD, bias_C, labels_B, lse_B)
-        ctx.block, ctx.classes_at_once = block, classes_at_once
         ctx.mark_non_differentiable(nearest_B)
         return own_BD, lse_B, nearest_B
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_own_BD: Tensor, grad_B: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        rows_BD, weight_CD, bias_C, labels_B, lse_B = ctx.saved_tensors
-        # Of rows, weight and bias: whose gradient is wanted.
-        wanted = [
-            tensor is not None and ctx.needs_input_grad[place]
-            for place, tensor in enumerate((rows_BD, weight_CD, bias_C))
-        ]
-        grad_rows = torch.zeros_like(rows_BD) if wanted[0] else None
-        grad_weight = torch.empty_like(weight_CD) if wanted[1] else None
-        grad_bias = torch.empty_like(bias_C) if wanted[2] else None
-        for start, weight, bias in _blocks(weight_CD, bias_C, ctx.classes_at_once):
-            inputs = [
-                None if tensor is None else tensor.detach().requires_grad_(is_wanted)
-                for tensor, is_wanted in zip((rows_BD, weight, bias), wanted, strict=True)
+        *inputs, lse_B = ctx.saved_tensors
+        work = _work(*inputs, *ctx.how)
+        with torch.autocast(lse_B.device.type, enabled=False):
+            grad_rows, grad_weight, grad_bias = work.gradients(lse_B, grad_B, ctx.needs_input_grad[:3])
+        if grad_weight is not None:
+            labels_B = inputs[3]
+            grad_weight.index_add_(0, labels_B, grad_own_BD)
+        return grad_rows, grad_weight, grad_bias, None, None, None
+
+
+def _work(
+    rows_BD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor | None,
+    labels_B: Tensor,
+    block: Block,
+    classes_at_once: int,
+) -> Blocks | Tiles:
+    """With the Triton kernels where they can do it: on a GPU, in float32."""
+    in_float32 = rows_BD.dtype == weight_CD.dtype == torch.float32
+    few_sub_centers = weight_CD[0].numel() <= 16 * weight_CD.shape[-1]  # a tile holds all those of a class
+    able = _has_kernels(rows_BD) and in_float32 and few_sub_centers and len(rows_BD) > 0
+    if block.logits is None or not able:
+        return Blocks(rows_BD, weight_CD, bias_C, labels_B, block, classes_at_once)
+    from facetrain.kernels.over_classes_triton import Tiles
+
+    return Tiles(rows_BD, weight_CD, bias_C, labels_B, block.logits)
+
+
+def _has_kernels(rows_BD: Tensor) -> bool:
+    return rows_BD.is_cuda
+
+
+class Blocks:
+    """What `own_and_others` does on one batch, but for the own classes' weights, with torch: a block after another."""
+
+    def __init__(
+        self,
+        rows_BD: Tensor,
+        weight_CD: Tensor,
+        bias_C: Tensor | None,
+        labels_B: Tensor,
+        block: Block,
+        classes_at_once: int,
+    ) -> None:
+        self.rows_BD, self.weight_CD, self.bias_C, self.labels_B = rows_BD, weight_CD, bias_C, labels_B
+        self.logits_of, self.classes_at_once = block.of, classes_at_once
+
+    def others(self) -> tuple[Tensor, Tensor]:
+        """log Σ exp(logit) over the other classes [B], and the nearest of all classes [B]."""
+        lse_B = self.rows_BD.new_full((len(self.rows_BD),), -torch.inf)
+        best_B, nearest_B = lse_B.clone(), torch.zeros_like(self.labels_B)
+        for here in self._slices():
+            bias_c = None if self.bias_C is None else self.bias_C[here]
+            seen_Bc, logits_Bc = self.logits_of(self.rows_BD, self.weight_CD[here], bias_c)
+            value_B, column_B = first_largest(seen_Bc)
+            nearer_B = value_B > best_B
+            best_B = torch.where(nearer_B, value_B, best_B)
+            nearest_B = torch.where(nearer_B, column_B + here.start, nearest_B)
+            logits_Bc = _own_filled(logits_Bc, self.labels_B - here.start, -torch.inf)
+            lse_B = torch.logaddexp(lse_B, logits_Bc.logsumexp(1))
+        return lse_B, nearest_B
+
+    def gradients(self, lse_B: Tensor, grad_B: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """Of rows, weight and bias, those that are wanted, None for others. grad_B: of ``lse_B``, which `others` found."""
+        of_rows, of_weight, of_bias = wanted
+        grad_rows = torch.zeros_like(self.rows_BD) if of_rows else None
+        grad_weight = torch.empty_like(self.weight_CD) if of_weight else None
+        grad_bias = torch.empty_like(self.bias_C) if self.bias_C is not None and of_bias else None
+        for here in self._slices():
+            rows_BD = self.rows_BD.detach().requires_grad_(of_rows)
+            weight_cD = self.weight_CD[here].detach().requires_grad_(of_weight)
+            bias_c = None if self.bias_C is None else self.bias_C[here].detach().requires_grad_(of_bias)
+            with torch.enable_grad():
+                _, logits_Bc = self.logits_of(rows_BD, weight_cD, bias_c)
+            shares_Bc = (logits_Bc.detach() - lse_B[:, None]).exp_().mul_(grad_B[:, None])
+            shares_Bc = _own_filled(shares_Bc, self.labels_B - here.start, 0.0)
+            leaves = [
+                leaf for leaf in (rows_BD, weight_cD, bias_c) if leaf is not None and leaf.requires_grad
             ]
-            with torch.autocast(rows_BD.device.type, enabled=False):
-                with torch.enable_grad():
-                    _, logits_Bc = ctx.block(*inputs)
-                shares_Bc = (logits_Bc.detach() - lse_B[:, None]).exp_().mul_(grad_B[:, None])
-                shares_Bc = _own_filled(shares_Bc, labels_B - start, 0.0)
-                leaves = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-                found = iter(torch.autograd.grad(logits_Bc, leaves, shares_Bc))
+            found = iter(torch.autograd.grad(logits_Bc, leaves, shares_Bc))
             if grad_rows is not None:
                 grad_rows += next(found)
             if grad_weight is not None:
-                grad_weight[start : start + len(weight)] = next(found)
+                grad_weight[here] = next(found)
             if grad_bias is not None:
-                grad_bias[start : start + len(weight)] = next(found)
-        if grad_weight is not None:
-            grad_weight.index_add_(0, labels_B, grad_own_BD)
-        return grad_rows, grad_weight, grad_bias, None, None, None
+                grad_bias[here] = next(found)
+        return grad_rows, grad_weight, grad_bias
+
+    def _slices(self) -> list[slice]:
+        """The blocks of classes."""
+        starts = range(0, len(self.weight_CD), self.classes_at_once)
+        return [slice(start, start + self.classes_at_once) for start in starts]
 
 
 def entries(weight_CD: Tensor, classes_S: Tensor) -> Tensor:
@@ -137,15 +225,6 @@ class _Entries(torch.autograd.Function):
             classes_S[None], grad_SD, ctx.shape, is_coalesced=True, check_invariants=False
         )
         return gradient, None
-
-
-def _blocks(weight_CD: Tensor, bias_C: Tensor | None, size: int) -> list[tuple[int, Tensor, Tensor | None]]:
-    """Blocks of classes: the number of the first, and views of their weights."""
-    starts = range(0, len(weight_CD), size)
-    return [
-        (start, weight_CD[start : start + size], None if bias_C is None else bias_C[start : start + size])
-        for start in starts
-    ]
 
 
 def _own_filled(values_Bc: Tensor, own_B: Tensor, value: float) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facetrain.kernels.unit import unit
 from facetrain.train.losses.head import Head, Targets, in_full_precision, mean
-from facetrain.train.losses.unit import unit
 
 
 class DenseHead(Head):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.kernels.over_classes import Block, entries, own_and_others
+from facetrain.kernels.over_classes import Block, Hard, Logits, entries, own_and_others
+from facetrain.kernels.unit import unit
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.checks import positive
-from facetrain.train.losses.unit import unit
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Targets:
 class Head(Loss):
     """Cross-entropy over ``scale`` · cosines, the own class's cosine replaced by a lesser one: softmax with a margin.
 
-    ``weight``: [C, D]. With nothing overridden this is NormFace. A subclass says
+    ``weight``: [C, D], or [C, K, D] with the nearest of K weights to count for a class. With nothing overridden this is NormFace. A subclass says
 
     - `target`: what takes the place of cos θ at the row's own class (elementwise, O(B));
-    - `others`, if it reweights the other classes: their cosines, given the own one's;
+    - `hard`, if it reweights the other classes where they are near; or `others`, if it does so in any other way;
     - `extra`, if it adds a term to the loss; `observe`, if it follows the training; `stats`, what it has to show.
 
     The log-sum-exp over the other classes goes through them a block at a time, so batch × classes numbers are never
@@ -91,15 +91,17 @@ class Head(Loss):
                 head._buffers = {name: None if x is None else x.clone() for name, x in self._buffers.items()}
                 seen, target_B = targets_of(own_BD, None), unit_BD.new_empty(0)
                 seen = replace(seen, norm_B=norm_B.detach())
-                if type(self).others is not Head.others:
+                if self.overrides("others") or self.overrides("hard"):
                     again = None if generator is None else generator.clone_state()  # the draw of below
                     target_B = head.target(targets_of(own_BD, again))
 
-                def block(unit_BD: Tensor, weight_cD: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+                def logits_of(unit_BD: Tensor, weight_cD: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
                     cos_Bc = head.cosines(unit_BD, unit(weight_cD))
                     return cos_Bc, head.scale * head.others(cos_Bc, seen, target_B)
 
-                return block
+                if self.overrides("others") or self.overrides("cosines"):
+                    return Block(logits_of)
+                return Block(logits_of, Logits(True, head.scale, head.hard(seen, target_B)))
 
             own_BD, others_B, nearest_B = own_and_others(unit_BD, weight, None, own_B, block_of)
             targets = targets_of(own_BD, generator)
@@ -124,11 +126,20 @@ class Head(Loss):
         """[B]: what takes the place of ``targets.cos_B`` at the rows' own classes."""
         return targets.cos_B
 
+    def hard(self, targets: Targets, target_B: Tensor) -> Hard | None:
+        """Above which cosine another class is hard for a row, and what takes the place of it then. ``targets`` and
+        ``target_B`` are detached."""
+        return None
+
     def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
         """[B, C]: what takes the place of the other classes' cosines, for all classes or a block of them, within [-1, 1] up
         to rounding; the own column counts for nothing. ``targets`` and ``target_B`` are detached: the gradient is that of
         ``cos_BC``. Called again, for the same blocks, in the backward pass."""
-        return cos_BC
+        hard = self.hard(targets, target_B)
+        if hard is None:
+            return cos_BC
+        c0, c1, c2 = hard.coefficients
+        return torch.where(cos_BC > hard.bound_B[:, None], c0 + cos_BC * (c1 + cos_BC * c2), cos_BC)
 
     def extra(self, targets: Targets) -> Tensor | float:
         """A term to add to the rows' losses, [B] or a scalar."""
@@ -143,11 +154,19 @@ class Head(Loss):
 
     def cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
         """[B, C]: one cosine for each class, of embeddings and weights of length 1."""
-        return F.linear(unit_BD, unit_weight)
+        if unit_weight.ndim == 2:
+            return F.linear(unit_BD, unit_weight)
+        return F.linear(unit_BD, unit_weight.flatten(0, 1)).unflatten(1, unit_weight.shape[:2]).amax(2)
 
     def own_cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
         """[B]: the same for a weight for each row, its own class's."""
-        return (unit_BD * unit_weight).sum(1)
+        if unit_weight.ndim == 2:
+            return (unit_BD * unit_weight).sum(1)
+        return (unit_BD[:, None] * unit_weight).sum(2).amax(1)
+
+    def overrides(self, name: str) -> bool:
+        """Whether a subclass has a method of its own of this name."""
+        return getattr(type(self), name) is not getattr(Head, name)
 
     @torch.no_grad()
     def look(self, targets: Targets) -> None:

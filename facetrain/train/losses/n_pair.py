@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from facetrain.kernels.unit import unit
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.checks import within
 from facetrain.train.losses.pairs import connected_zero, embedding_std, mean_where
-from facetrain.train.losses.unit import unit
 
 
 class NPair(Loss):

@@ -10,8 +10,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from facetrain.kernels.unit import unit
 from facetrain.train.losses.base import Loss
-from facetrain.train.losses.unit import unit
 
 
 class PairLoss(Loss):

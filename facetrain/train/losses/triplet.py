@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from facetrain.errors import UserError
 from facetrain.kernels.distances import pair_distances
 from facetrain.kernels.mining import Triplets
+from facetrain.kernels.unit import unit
 from facetrain.plugins import make
 from facetrain.train.losses.base import Loss
 from facetrain.train.losses.pairs import connected_zero, embedding_std
-from facetrain.train.losses.unit import unit
 from facetrain.train.miners.base import Miner
 
 Distance = Literal["squared-euclidean", "cosine"]

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from facetrain.batch import Batch
 from facetrain.errors import UserError
+from facetrain.kernels.unit import unit
 from facetrain.train.average import Average
 from facetrain.train.losses.checks import positive, within
 from facetrain.train.losses.pairs import connected_zero, embedding_std
-from facetrain.train.losses.unit import unit
 from facetrain.train.trainers.base import Trainer
 from facetrain.train.trainers.collapse import collapse_line
 

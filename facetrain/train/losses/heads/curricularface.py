@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from facetrain.kernels.over_classes import Hard
 from facetrain.train.losses.checks import within
 from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.angles import cos_of_sum
@@ -43,9 +44,9 @@ class CurricularFace(Head):
     def target(self, targets: Targets) -> Tensor:
         return cos_of_sum(targets.cos_B, self.margin_share * self.margin_rad)
 
-    def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
-        weighted_BC = torch.lerp(cos_BC, cos_BC * (self.t.to(cos_BC.dtype) + cos_BC), self.margin_share)
-        return torch.where(cos_BC > target_B[:, None], weighted_BC, cos_BC)
+    def hard(self, targets: Targets, target_B: Tensor) -> Hard:
+        share = self.margin_share
+        return Hard(target_B, (0.0, 1 - share + share * self.t, share))
 
     def observe(self, targets: Targets) -> None:
         self.t.lerp_(targets.cos_B.mean().to(self.t.dtype), self.ema)

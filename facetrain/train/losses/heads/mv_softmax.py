@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from facetrain.kernels.over_classes import Hard
 from facetrain.train.losses.checks import within
 from facetrain.train.losses.head import Head, Targets
 from facetrain.train.losses.heads.angles import cos_of_sum
@@ -19,9 +19,9 @@ class _MVSoftmax(Head):
         super().__init__(num_classes, embedding_dim, scale)
         self.t = within("t", t, 1, 10)
 
-    def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
+    def hard(self, targets: Targets, target_B: Tensor) -> Hard:
         t = 1 + self.margin_share * (self.t - 1)
-        return torch.where(cos_BC > target_B[:, None], t * cos_BC + (t - 1), cos_BC)
+        return Hard(target_B, (t - 1, t, 0.0))
 
 
 class MVAMSoftmax(_MVSoftmax):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from facetrain.kernels.over_classes import entries, own_and_others
+from facetrain.kernels.over_classes import Block, Logits, entries, own_and_others
+from facetrain.kernels.unit import unit
 from facetrain.train.losses.head import Head, in_full_precision, mean
-from facetrain.train.losses.unit import unit
 
 
 class Softmax(Head):
@@ -38,10 +38,11 @@ class Softmax(Head):
             embeddings_BD, weight = in_full_precision(embeddings, parts[0])
             bias = parts[1].to(weight.dtype)
 
-            def block(rows_BD: Tensor, weight_cD: Tensor, bias_c: Tensor | None) -> tuple[Tensor, Tensor]:
+            def logits_of(rows_BD: Tensor, weight_cD: Tensor, bias_c: Tensor | None) -> tuple[Tensor, Tensor]:
                 logits_Bc = F.linear(rows_BD, weight_cD, bias_c)
                 return logits_Bc, logits_Bc
 
+            block = Block(logits_of, Logits(normalised=False))
             own_BD, others_B, nearest_B = own_and_others(embeddings_BD, weight, bias, own_B, lambda _: block)
             loss = mean(F.softplus(others_B - (embeddings_BD * own_BD).sum(1) - bias[own_B]))
             with torch.no_grad():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from facetrain.errors import UserError
 from facetrain.train.losses.heads.arcface import ArcFace
@@ -35,10 +34,3 @@ class SubCenterArcFace(ArcFace):
             num_classes * sub_centers, embedding_dim, margin_rad=margin_rad, scale=scale, gradient=gradient
         )
         self.weight = nn.Parameter(self.weight.detach().view(num_classes, sub_centers, embedding_dim))
-
-    def cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
-        cos_BN = F.linear(unit_BD, unit_weight.flatten(0, 1))
-        return cos_BN.unflatten(1, unit_weight.shape[:2]).amax(2)
-
-    def own_cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
-        return (unit_BD[:, None] * unit_weight).sum(2).amax(1)
