@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 class Batch:
     """images: float32 NCHW on the training device, scaled by the ImageSpec; labels: int64 [n], dense from 0; rows:
     int64 [n], row numbers of the index. The first ``num_anchors`` images were drawn as people × images; those behind
-    them are extra negatives."""
+    them are extra negatives. ``most_alike``: no label is on more of these; None where nobody has counted. (To count on a
+    GPU is to wait for it.)"""
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     num_anchors: int
+    most_alike: int | None = None
 
 
 class Batches(Protocol):

@@ -59,7 +59,8 @@ class TrainConfig(BaseModel):
         "val_accuracy", description="which epoch's checkpoint is called the best"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the hardware is made for it"
+        "auto",
+        description="auto: bf16 where the hardware is made for it; heads and losses in float32, on a GPU then in TF32",
     )
     channels_last: bool = Field(True, description="images and weights in NHWC order in memory")
     compile: bool = Field(False, description="the network through torch.compile; needs a C++ compiler")

@@ -195,7 +195,7 @@ def test_the_benchmark_of_kernels_on_a_gpu_runs_without_one() -> None:
     for miner in MINERS:
         assert f"{miner}, loss and backward, fp32" in rows
         assert f"{miner}, loss and backward: plain PyTorch, tf32" in rows
-    for exact in ("in blocks", "all logits"):
+    for exact in ("ours", "all logits"):
         assert all(float(share) < 1e-5 for share in rows[f"{exact}, fp32"][3].split("/"))
     for about in ("cut cross-entropy, no filter", "Partial FC, all classes"):
         assert all(float(share) < 0.05 for share in rows[f"{about}, bf16"][3].split("/"))

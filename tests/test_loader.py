@@ -209,6 +209,15 @@ def test_of_what_does_not_fit_into_memory_each_batch_is_asked_for(
     assert asked == photos._slot[:5].tolist()
 
 
+def test_labels_are_counted_among_the_anchors(photos: PhotoSet) -> None:
+    """For the triplet loss, which would have to ask the GPU for it."""
+    shuffled = ShuffledSampler(photos.labels, seed=3, batch_size=7)
+    for sampler in (people(photos, extra_negatives=9), shuffled):
+        batches = TrainingBatches(photos, sampler, seed=0, augment=0.0, threads=1, device=CPU)
+        for batch in batches.epoch(0):
+            assert batch.most_alike == torch.bincount(batch.labels[: batch.num_anchors]).max()
+
+
 def test_plain_batches_are_all_images_in_order(photos: PhotoSet) -> None:
     for threads in (1, 3):
         batches = list(plain_batches(photos, CPU, batch_size=8, threads=threads))

@@ -8,8 +8,9 @@ from scipy.stats import chisquare
 from torch.nn import functional as F
 
 from facetrain.errors import UserError
-from facetrain.kernels.distances import squared_distances
+from facetrain.kernels.distances import pair_distances, squared_distances
 from facetrain.kernels.mining import POSITIVES, STRATEGIES, mine_batches, mine_triplets
+from facetrain.kernels.order import first_largest, first_smallest, row_order
 
 ONE_EACH = [strategy for strategy in STRATEGIES if strategy != "all"]
 
@@ -86,6 +87,44 @@ def test_equals_brute_force(
             seen[pair].add(negative)
     few = [pair for pair, negatives in allowed.items() if 0 < len(negatives) <= 6]
     assert all(seen[pair] == allowed[pair] for pair in few)  # 60 draws find each of six with near certainty
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("extra", [0, 3])
+def test_a_bank_serves_as_positives_and_negatives(strategy: str, extra: int) -> None:
+    people, labels = make_batch(4, 5, extra=extra, seed=2)
+    # Of each person three rows in the batch, and two in the bank; extra ones between.
+    order = torch.tensor([5 * p + i for p in range(4) for i in range(3)])
+    extras = torch.arange(20, 20 + extra)
+    banked = torch.tensor([5 * p + i for i in (4, 3) for p in range(4)])
+    rows = people[torch.cat([order, extras, banked])].double()
+    names = labels[torch.cat([order, extras, banked])]
+    num_rows, margin = 12 + extra, 0.4
+    found = mine_triplets(
+        rows[:num_rows], names[:num_rows], margin=margin, num_anchors=12, strategy=strategy,
+        bank=(rows[num_rows:], names[num_rows:]), chunk_rows=5, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    d2 = torch.cdist(rows, rows).square()
+    allowed: dict[tuple[int, int], set[int]] = {}
+    for a in range(12):
+        for p in [*range(12), *range(num_rows, len(rows))]:
+            if p == a or names[p] != names[a]:
+                continue
+            negatives = [n for n in range(len(rows)) if names[n] != names[a] and d2[a, n] < d2[a, p] + margin]
+            if "semihard" in strategy:
+                negatives = [n for n in negatives if d2[a, n] > d2[a, p]]
+            if strategy in ("hardest", "closest-semihard"):
+                negatives = sorted(negatives, key=lambda n: float(d2[a, n]))[:1]
+            allowed[a, p] = set(negatives)
+    assert found.num_pairs == (len(allowed) * (len(rows) - 5) if strategy == "all" else len(allowed))
+    mined: dict[tuple[int, int], set[int]] = {}
+    for a, p, n in triples(found):
+        mined.setdefault((a, p), set()).add(n)
+    assert set(mined) == {pair for pair, negatives in allowed.items() if negatives}
+    assert all(negatives <= allowed[pair] for pair, negatives in mined.items())
+    if strategy in ("all", "hardest", "closest-semihard"):
+        assert all(negatives == allowed[pair] for pair, negatives in mined.items())
+    assert any(p >= num_rows for _, p in mined) and any(max(n) >= num_rows for n in mined.values())
 
 
 @pytest.mark.parametrize("positives", POSITIVES)
@@ -332,3 +371,114 @@ def test_several_batches_are_mined_each_for_itself(strategy: str) -> None:
         num_pairs += alone.num_pairs
     assert found.num_pairs == num_pairs and found.distances is not None
     assert all(len(part) == len(found) for part in found.distances)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_negative_just_at_the_margin_or_as_far_as_the_positive(strategy: str, dtype: torch.dtype) -> None:
+    # From the first: its positive at 1, others at 1, 2, 4 and 9. All exact.
+    corners = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1], [0, -2], [0, 3]], dtype=dtype)
+    labels = torch.tensor([0, 0, 1, 2, 3, 4])
+
+    def mined(margin: float) -> list[int]:
+        found = mine_triplets(corners, labels, margin=margin, strategy=strategy, num_anchors=2)
+        return found.negative[found.anchor == 0].tolist()
+
+    further = "semihard" in strategy
+    assert mined(0.0) == []
+    assert mined(1.0) == ([] if further else [2])
+    assert mined(1.5) == [2, 3] if strategy == "all" else mined(1.5)[0] in ([3] if further else [2, 3])
+    assert mined(-0.5) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_order_of_a_row_is_that_of_its_values_and_of_equal_ones_that_of_their_columns(
+    dtype: torch.dtype,
+) -> None:
+    row = torch.tensor([[3.0, 0, 7, 3, math.inf, 0, 3, 7], [5, 5, 5, 5, 5, 5, 5, 5]], dtype=dtype)
+    assert [part.tolist() for part in first_smallest(row)] == [[0, 5], [1, 0]]
+    assert [part.tolist() for part in first_largest(row)] == [[math.inf, 5], [4, 0]]
+    assert [part.tolist() for part in first_largest(row[:, :4])] == [[7, 5], [2, 0]]
+    assert [part.tolist() for part in first_largest(-row[:, :4])] == [[0, -5], [1, 0]]
+    order = row_order(row.clone())
+    places = torch.arange(8)
+    columns, values = order.at(torch.zeros(8, dtype=torch.int64), places)
+    assert columns.tolist() == [1, 5, 0, 3, 6, 2, 7, 4]
+    assert torch.equal(values, row[0, columns]) and values.dtype == dtype
+    assert order.at(torch.ones(8, dtype=torch.int64), places)[0].tolist() == list(range(8))
+    wanted = torch.tensor([[0.0, 1, 3, 7, 8, math.inf], [5, 4, 6, 0, math.inf, 5]], dtype=dtype)
+    assert order.count_below(wanted).tolist() == [[0, 2, 2, 5, 7, 7], [0, 0, 8, 0, 8, 0]]
+    assert order.count_up_to(wanted).tolist() == [[2, 2, 5, 7, 7, 8], [8, 0, 8, 0, 8, 8]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strategy", ["all-violating-random", "semihard"])
+def test_a_draw_next_to_one_is_of_the_last_violator(
+    strategy: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, labels = make_batch(6, 3, extra=4)
+
+    def nearly_one(count: int, *, dtype: torch.dtype = torch.float32, **how: object) -> torch.Tensor:
+        return torch.full((count,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype)
+
+    monkeypatch.setattr(torch, "rand", nearly_one)
+    found = mine_triplets(embeddings.to(dtype), labels, margin=0.5, strategy=strategy)
+    every = mine_triplets(embeddings.to(dtype), labels, margin=0.5, strategy="all")
+    last, mined = (  # of every pair's negatives, in order of distance, the last
+        dict(zip(zip(t.anchor.tolist(), t.positive.tolist(), strict=True), t.negative.tolist(), strict=True))
+        for t in (every, found)
+    )
+    assert len(mined) > 20
+    assert mined == {pair: last[pair] for pair in mined}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neighbouring_numbers_are_told_apart(dtype: torch.dtype) -> None:
+    three = torch.tensor([3.0], dtype=dtype)
+    above = torch.nextafter(three, 2 * three)
+    order = row_order(torch.stack([above, three, three, torch.nextafter(above, 2 * three)], 1))
+    wanted = torch.stack([three, above], 1)
+    assert order.count_below(wanted).tolist() == [[0, 2]]
+    assert order.count_up_to(wanted).tolist() == [[2, 3]]
+
+
+def test_extremes_of_what_is_learned() -> None:
+    row = torch.tensor([[1.0, 4, 2]], requires_grad=True)
+    for value, column in (first_smallest(2 * row), first_largest(2 * row)):
+        (gradient,) = torch.autograd.grad(value.sum(), row)
+        assert gradient.tolist() == [[2.0 * (k == int(column)) for k in range(3)]]
+
+
+@pytest.mark.parametrize("positives", POSITIVES)
+@pytest.mark.parametrize("strategy", ["hardest", "closest-semihard", "all"])
+def test_rows_of_any_length_and_chunks_of_one_row(
+    strategy: str, positives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, labels = make_batch(6, 4, extra=3)
+    how = {"num_anchors": 24, "strategy": strategy, "positives": positives}
+    unit = mine_triplets(embeddings, labels, margin=0.3, **how)
+    monkeypatch.setattr("facetrain.kernels.mining_chunks.CHUNK_ELEMENTS", 5)  # less than a row has
+    longer = mine_triplets(16 * embeddings, labels, margin=0.3 * 256, **how)  # d² up to 1024
+    assert len(unit) and triples(longer) == triples(unit)
+
+
+def test_distances_are_never_below_zero() -> None:
+    rows = 100 * torch.randn(40, 200, generator=torch.Generator().manual_seed(0))
+    rows = rows + 1000  # so that rounding alone would make some of them negative
+    distances = squared_distances(rows, rows)
+    assert bool((distances >= 0).all())
+    assert bool((distances.diag() == 0).any())
+
+
+@pytest.mark.parametrize("gathered", [3, 12, 1 << 20], ids=["less than a row", "three rows", "all"])
+def test_listed_distances_in_parts(gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facetrain.kernels.distances.GATHERED_ELEMENTS", gathered)
+    rows = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, second = torch.tensor([[0, 1], [5, 2], [3, 3], [0, 5], [1, 0], [4, 2], [2, 1], [5, 4]]).T
+    plain = (rows[first] - rows[second]).square().sum(1)
+    torch.testing.assert_close(pair_distances(rows, first, second), plain)
+    known = plain + 1  # believed
+    again = pair_distances(rows.requires_grad_(), first, second, known)
+    assert torch.equal(again, plain + 1)
+    again.detach().zero_()  # what comes back is the caller's own
+    assert torch.equal(known, plain + 1)

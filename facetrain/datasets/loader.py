@@ -79,11 +79,14 @@ class TrainingBatches:
 
         draws = enumerate(self.sampler.epoch(epoch, start), start)
         for draw, ready in in_order(prepare, draws, self.threads):
+            labels = self.photos.labels[draw.positions]
+            counts = np.unique(labels[: draw.num_anchors], return_counts=True)[1]
             yield Batch(
                 images=self._feed.take(ready),
-                labels=self._feed.to_device(self.photos.labels[draw.positions]),
+                labels=self._feed.to_device(labels),
                 rows=torch.from_numpy(self.photos.rows[draw.positions]),
                 num_anchors=draw.num_anchors,
+                most_alike=int(counts.max(initial=0)),
             )
 
     def _augmented(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -34,8 +34,9 @@ def pair_distances(
 ) -> Tensor:
     """Squared L2 distances [T] between rows of one matrix, given by their numbers, int64 [T] each.
 
-    ``known_T``: the distances, where something has computed them already; what is left is their gradient. Memory is
-    O(T): no T × D numbers are held, neither for the backward pass. First derivatives only.
+    ``known_T``: the distances, where something has computed them already; what is left is their gradient. Where
+    ``first_T`` is −1 there is no pair: the distance is of no meaning, and nobody's gradient. Memory is O(T): no T × D
+    numbers are held, neither for the backward pass. First derivatives only.
     """
     distances_T: Tensor = _PairDistances.apply(rows_ND, first_T, second_T, known_T)
     return distances_T
@@ -65,7 +66,9 @@ class _PairDistances(torch.autograd.Function):
             from facetrain.kernels.mining_triton import pair_gradient
 
             return pair_gradient(rows_ND, first_T, second_T, grad_T), None, None, None
-        num_rows = len(rows_ND)
+        num_rows, is_pair_T = len(rows_ND), first_T >= 0
+        if not is_pair_T.all():
+            first_T, second_T, grad_T = first_T[is_pair_T], second_T[is_pair_T], grad_T[is_pair_T]
         either_T, other_T, grad_T = (
             torch.cat([first_T, second_T]),
             torch.cat([second_T, first_T]),

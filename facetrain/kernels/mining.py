@@ -10,13 +10,16 @@ Xuan et al., "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from facetrain.kernels.launch import matmul_precision
 from facetrain.kernels.mining_chunks import Found, mine_in_chunks
+
+if TYPE_CHECKING:
+    from facetrain.kernels.mining_table import Table
 
 Strategy = Literal["all-violating-random", "semihard", "closest-semihard", "hardest", "all"]
 STRATEGIES: tuple[Strategy, ...] = ("all-violating-random", "semihard", "closest-semihard", "hardest", "all")
@@ -30,17 +33,19 @@ class Triplets:
     """Row numbers into the batch, int64 [T] each, on its device.
 
     ``num_pairs``: how many anchor–positive pairs were looked at; T of them had a negative to go with. Where all
-    negatives of a pair are taken: how many triplets were looked at.
+    negatives of a pair are taken: how many triplets were looked at. A scalar of the device where ``padded``.
     ``bank``: further rows [M, D], which positives and negatives from N on are numbers of; nothing is learned by them.
     ``distances``: d² to the positives and to the negatives, [T] each, where they were found on the way.
+    ``padded``: only some of the T places hold a triplet, the others −1 three times; how many do, the device knows.
     """
 
     anchor: Tensor
     positive: Tensor
     negative: Tensor
-    num_pairs: int
+    num_pairs: int | Tensor
     bank: Tensor | None = None
     distances: tuple[Tensor, Tensor] | None = None
+    padded: bool = False
 
     def __len__(self) -> int:
         return self.anchor.shape[0]
@@ -59,16 +64,18 @@ def mine_triplets(
     max_triplets: int = MAX_TRIPLETS,
     bank: tuple[Tensor, Tensor] | None = None,
     chunk_rows: int | None = None,
+    most_alike: int | None = None,
 ) -> Triplets:
     """One negative for every ordered anchor–positive pair that has one which violates the margin.
 
-    ``embeddings``: [N, D] float, L2-normalised by the caller; distances d² are squared L2. ``labels``: int64
+    ``embeddings``: [N, D] float, finite, L2-normalised by the caller; distances d² are squared L2. ``labels``: int64
     [N]. ``margin``: in units of d²; infinite: every negative violates it. ``generator``: on the embeddings'
     device; the same state gives the same triplets. ``num_anchors``: only the first so many rows are anchors and positives, those behind serve as
     negatives alone. ``positives``: of each anchor all of them, or only the closest or the furthest.
     ``max_triplets``: of strategy ``all``. ``bank``: rows [M, D] of earlier batches (cross-batch memory: Wang et al.,
     CVPR 2020) and their labels [M], which serve as positives and negatives too, numbered from N on. ``chunk_rows``:
-    anchors worked on at once, a matter of memory only.
+    anchors worked on at once, a matter of memory only. ``most_alike``: no label is on more anchors (with a bank: on more
+    columns); then a GPU need not be asked, nothing waits for it, and the triplets come ``padded``.
 
     The negative of a pair is taken from the rows of other labels,
 
@@ -110,7 +117,7 @@ def mine_triplets(
     }
     bank_rows = None if bank is None else bank[0]
     if _in_kernels(columns, strategy) and num_anchors:
-        return _mine_in_kernels(columns[None], column_labels[None], bank_rows, **how)
+        return _mine_in_kernels(columns[None], column_labels[None], bank_rows, most_alike=most_alike, **how)
     found, num_pairs = mine_in_chunks(
         columns, column_labels, **how, max_triplets=max_triplets, chunk_rows=chunk_rows
     )
@@ -146,7 +153,7 @@ def mine_batches(
     num_pairs = 0
     for number, batch in enumerate(zip(embeddings, labels, strict=True)):
         alone, first = mine_triplets(*batch, **how), number * num_rows
-        assert alone.distances is not None
+        assert alone.distances is not None and isinstance(alone.num_pairs, int)
         parts.append(
             Found(alone.anchor + first, alone.positive + first, alone.negative + first, *alone.distances)
         )
@@ -171,23 +178,30 @@ def _mine_in_kernels(
     bank: Tensor | None,
     *,
     generator: torch.Generator | None,
+    most_alike: int | None = None,
     **how: Any,
 ) -> Triplets:
-    """The triplets of a table, which the kernels make. To say how many there are is to wait for the device."""
+    """The triplets of a table, which the kernels make. Without ``most_alike`` the device is asked for it, and how many
+    triplets there are."""
     from facetrain.kernels.mining_table import mine_table  # with Triton, which not every machine has
 
     batches, num_columns = labels_BC.shape
-    of_batch = torch.arange(batches, device=labels_BC.device)[:, None] * (labels_BC.max() + 1)
+    counted = most_alike
+    if counted is None:
+        of_batch = torch.arange(batches, device=labels_BC.device)[:, None] * (labels_BC.max() + 1)
+        counted = int(torch.unique(labels_BC + of_batch, return_counts=True)[1].max())
     table = mine_table(
         columns_BCD.contiguous(),
         labels_BC.contiguous(),
-        most_alike=int(torch.unique(labels_BC + of_batch, return_counts=True)[1].max()),
+        most_alike=counted,
         seed=torch.randint(
             -(2**31), 2**31, (), dtype=torch.int32, generator=generator, device=columns_BCD.device
         ),
         precision=matmul_precision(),
         **how,
     )
+    if most_alike is not None:
+        return _padded(table, num_columns, bank)
     found = (table.negative >= 0).nonzero(as_tuple=True)
     first_row = found[0] * num_columns
     return Triplets(
@@ -198,3 +212,17 @@ def _mine_in_kernels(
         bank,
         (table.to_positive[found], table.to_negative[found]),
     )
+
+
+def _padded(table: Table, num_columns: int, bank: Tensor | None) -> Triplets:
+    """The whole table as triplets, −1 where there is none."""
+    batches, num_anchors, _ = table.negative.shape
+    is_one = table.negative >= 0
+    first_row_B11 = num_columns * torch.arange(batches, device=is_one.device)[:, None, None]
+    anchor = torch.arange(num_anchors, device=is_one.device)[None, :, None].expand_as(is_one)
+    anchor, positive, negative = (
+        torch.where(is_one, columns + first_row_B11, -1).flatten()
+        for columns in (anchor, table.positive, table.negative)
+    )
+    distances = table.to_positive.flatten(), table.to_negative.flatten()
+    return Triplets(anchor, positive, negative, (table.positive >= 0).sum(), bank, distances, padded=True)

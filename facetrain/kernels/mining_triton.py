@@ -149,7 +149,8 @@ def _window_kernel(
     pairs = (batch * num_anchors + anchors) * num_positives
     found = ((batch * tl.num_programs(1) + part) * num_anchors + anchors) * num_positives
     seed = tl.load(seed_ptr).to(tl.uint32, bitcast=True)
-    row_seed = _mixed((batch * num_anchors + anchors).to(tl.uint32) ^ seed)
+    # Added, not XORed, to a hash of it: seeds near each other would only hand the same draws to other anchors.
+    row_seed = _mixed((batch * num_anchors + anchors).to(tl.uint32) * 0x9E3779B1 + _mixed(seed))
 
     first = part * columns_a_part
     for start in range(first, tl.minimum(first + columns_a_part, num_columns), BLOCK_C):

@@ -21,9 +21,11 @@ class Loss(nn.Module):
     buffers are optimised, saved and resumed with the network's.
 
     ``margin_share``, from 0 to 1, is what its margin is to be multiplied by at this step: trainers ramp it up.
+    ``most_alike``: no label is on more anchors of the next batch; None where that is not known. Trainers set both.
     """
 
     margin_share: float = 1.0
+    most_alike: int | None = None
 
     def __init__(self) -> None:  # nn.Module's takes anything, and then fails on it
         super().__init__()

@@ -106,6 +106,7 @@ class Triplet(Loss):
         zero = connected_zero(embeddings)
         embeddings = unit(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
         margin = self.margin * self.margin_share
+        self.miner.most_alike = self.most_alike
         triplets = self.miner(
             embeddings,
             labels,
@@ -143,7 +144,7 @@ def triplet_loss(
     ``embeddings``: [N, D] float, L2-normalised by the caller, float32 or wider for the sake of small
     distances. ``margin``: in units of the distance. ``known``: d² to the positives and to the negatives, [T] each, of
     just these embeddings (`Triplets.distances`, fresh from the miner); without it they are computed. Without triplets
-    the loss is 0 and its gradient zeros. Memory is O(T + N·D).
+    the loss is 0 and its gradient zeros. Memory is O(T + N·D), and nothing waits for the device.
     """
     rows = embeddings if triplets.bank is None else torch.cat([embeddings, triplets.bank.detach()])
     sides = [(triplets.anchor, triplets.positive), (triplets.anchor, triplets.negative)]
@@ -155,14 +156,26 @@ def triplet_loss(
     negative_T = torch.minimum(*negatives_T) if swap else negatives_T[0]
     violation_T = positive_T - negative_T + margin
     loss_T = F.softplus(violation_T) if soft_margin else violation_T.clamp_min(0)
-    count = max(len(triplets), 1)
-    counted = (loss_T.detach() > 0).sum().clamp_min(1) if average == "active" else count
+    count: int | Tensor = len(triplets)
+    if triplets.padded:
+        is_one_T = triplets.anchor >= 0
+        loss_T, violation_T, positive_T, negative_T = (
+            torch.where(is_one_T, values_T, 0) for values_T in (loss_T, violation_T, positive_T, negative_T)
+        )
+        count = is_one_T.sum()
+    count = at_least_1(count)
+    counted = at_least_1((loss_T.detach() > 0).sum()) if average == "active" else count
     loss = loss_T.sum() / counted
     with torch.no_grad():
         return TripletLoss(
             loss=loss,
-            active_fraction=(violation_T > 0).sum().to(loss.dtype) / max(triplets.num_pairs, 1),
+            active_fraction=(violation_T > 0).sum().to(loss.dtype) / at_least_1(triplets.num_pairs),
             distance_positive=positive_T.sum() / count,
             distance_negative=negative_T.sum() / count,
             embedding_std=embedding_std(embeddings),
         )
+
+
+def at_least_1(count: int | Tensor) -> int | Tensor:
+    """The count, to divide by: on the device too without waiting for it."""
+    return count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)

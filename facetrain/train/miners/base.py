@@ -14,7 +14,10 @@ class Miner(nn.Module):
     """Chooses triplets (anchor, positive, negative) within a batch. Constructed as ``Miner(**miner_args)``.
 
     A module, so that what it may remember (buffers: a memory bank, say) is saved and resumed with the loss that has it.
+    ``most_alike``: see `facetrain.train.losses.base.Loss`; the loss sets it.
     """
+
+    most_alike: int | None = None
 
     def __init__(self) -> None:  # nn.Module's takes anything, and then fails on it
         super().__init__()

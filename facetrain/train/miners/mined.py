@@ -27,5 +27,5 @@ class Mined(Miner):
         generator: torch.Generator | None = None,
         num_anchors: int | None = None,
     ) -> Triplets:
-        how = {"margin": margin, **self.how}
+        how = {"margin": margin, "most_alike": self.most_alike, **self.how}
         return mine_triplets(embeddings, labels, generator=generator, num_anchors=num_anchors, **how)

@@ -66,6 +66,9 @@ class MetricTrainer(Trainer):
             embeddings, labels, num_anchors = _anchors_first(
                 embeddings, labels, num_anchors, len(batch.labels)
             )
+            self.loss.most_alike = None
+        else:
+            self.loss.most_alike = batch.most_alike
         if self.memory is None:
             return self.loss(embeddings, labels, generator, num_anchors)
         result = self.loss(*self.memory.behind(embeddings, labels), generator, num_anchors)
