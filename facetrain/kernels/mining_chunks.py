@@ -56,10 +56,10 @@ def mine_in_chunks(
 
     columns_CD: ``num_rows`` of the batch, the first ``num_anchors`` of them anchors, and the bank's.
     """
-    none, numbers = labels_C.new_empty(0), columns_CD.new_empty(0)
-    parts = [Found(none, none, none, numbers, numbers)]
     num_pairs = num_triplets = 0
     people = _People(labels_C)
+    most = int(people.size_C[:num_anchors].sum()) if positives == "all" and strategy != "all" else num_anchors
+    gathered = _Gathered(columns_CD, most)
     for start, pairs in _chunks(columns_CD, people, num_rows, num_anchors, positives, chunk_rows):
         if strategy == "hardest":
             found, seen = _hardest(pairs, margin)
@@ -70,13 +70,41 @@ def mine_in_chunks(
         else:
             found, seen = _one_in_the_window(pairs, margin, strategy, generator)
         num_pairs += seen
-        parts.append(found._replace(anchor=found.anchor + start))
+        gathered.add(found._replace(anchor=found.anchor + start))
     if num_triplets > max_triplets:
         raise UserError(
             f"{num_triplets:,} triplets of a batch violate the margin, more than max_triplets = {max_triplets:,}: "
             f"take smaller batches, a smaller margin, or a miner that takes one negative for each pair"
         )
-    return Found(*(torch.cat(part) for part in zip(*parts, strict=True))), num_pairs
+    return gathered.found(), num_pairs
+
+
+class _Gathered:
+    """The triplets of chunk after chunk, in memory taken at once for as many as are expected, or twice as many again.
+
+    Small pieces that stay, among large ones that come and go, would leave malloc's heap full of holes: at N = 32,768 these
+    were up to 0.6 GB.
+    """
+
+    def __init__(self, columns_CD: Tensor, expected: int) -> None:
+        number = columns_CD.new_empty(expected, dtype=torch.int64)
+        distance = columns_CD.new_empty(expected, dtype=torch.promote_types(columns_CD.dtype, torch.float32))
+        places = number, torch.empty_like(number), torch.empty_like(number)
+        self.places = Found(*places, distance, torch.empty_like(distance))
+        self.count = 0
+
+    def add(self, found: Found) -> None:
+        first, self.count = self.count, self.count + len(found.anchor)
+        if self.count > len(self.places.anchor):
+            longer = max(self.count, 2 * first)
+            self.places = Found(
+                *(torch.cat([place[:first], place.new_empty(longer - first)]) for place in self.places)
+            )
+        for place, part in zip(self.places, found, strict=True):
+            place[first : self.count] = part
+
+    def found(self) -> Found:
+        return Found(*(place[: self.count] for place in self.places))
 
 
 def _chunks(
