@@ -38,6 +38,20 @@ _TEMPLATES: dict[str, tuple[str, tuple[tuple[float, float], ...]]] = {
             )
         ),
     ),
+    # dlib's own chips (`get_face_chip` with a padding of 1/4), which its face recognition network was trained on.
+    "dlib-chip": (
+        "similarity",
+        tuple(
+            ((0.25 + x) / 1.5, (0.25 + y) / 1.5)
+            for x, y in (
+                (0.8595674595992, 0.2134981538014),
+                (0.6460604764104, 0.2289674387677),
+                (0.1205750620789, 0.2137274526848),
+                (0.3340850613712, 0.2290642403242),
+                (0.4901123135679, 0.6277975316475),
+            )
+        ),
+    ),
 }
 _FIVE_POINT_OF_5 = tuple(
     (x / 112, y / 112)
@@ -79,6 +93,8 @@ class ImageSpec:
             raise UserError(f"no {self.predictor}-point predictor: choose 5 or 68")
         if self.predictor == 5 and self.landmarks == "inner-eyes-bottom-lip":
             raise UserError(f"--landmarks {self.landmarks} needs points that only --predictor 68 finds")
+        if self.predictor == 68 and self.landmarks == "dlib-chip":
+            raise UserError(f"--landmarks {self.landmarks} is of dlib's 5 points: choose --predictor 5")
         if not 16 <= self.size_px <= 1024:
             raise UserError(f"a crop of {self.size_px} pixels: choose a size from 16 to 1024")
         if self.format not in FORMATS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from facetrain.errors import UserError, did_you_mean
@@ -59,6 +60,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "batch-hard": "facetrain.train.miners.batch_hard:BatchHard",
         "easy-positive": "facetrain.train.miners.easy_positive:EasyPositive",
         "all": "facetrain.train.miners.all_triplets:AllTriplets",
+    },
+    "embedders": {
+        "dlib": "facetrain.evaluate.embedders.dlib_network:DlibNetwork",
+        "onnx": "facetrain.evaluate.embedders.onnx_file:OnnxFile",
     },
     "samplers": {
         "people": "facetrain.datasets.samplers:PeopleSampler",
@@ -143,7 +148,7 @@ def make(family: str, name: str, arguments: dict[str, Any] | None, **given: Any)
         )
     part = resolve(family, name)
     check_arguments(part, f"{SINGULAR[family]} '{name}'", arguments)
-    parameters = inspect.signature(part).parameters
+    parameters = parameters_of(part, f"{SINGULAR[family]} '{name}'")
     missing = [
         p.name
         for p in parameters.values()
@@ -168,12 +173,22 @@ _KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool":
 SET_BY_US = ("num_classes", "embedding_dim", "size_px")  # follow from the data and the configuration
 
 
+def parameters_of(part: Any, name: str) -> Mapping[str, inspect.Parameter]:
+    """What ``part`` takes; UserError where it is nothing that can be called, or does not say what it takes."""
+    try:
+        return inspect.signature(part).parameters
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{name} cannot be used: {part!r} is no class or function that says what it takes"
+        ) from None
+
+
 def check_arguments(part: Any, name: str, arguments: dict[str, Any]) -> None:
     """Raise UserError when ``part`` does not accept these keyword arguments; nothing is called."""
     for argument in SET_BY_US:
         if argument in arguments:
             raise UserError(f"{name}: '{argument}' follows from the data and the configuration: leave it out")
-    parameters = inspect.signature(part).parameters.values()
+    parameters = parameters_of(part, name).values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

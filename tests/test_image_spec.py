@@ -95,9 +95,18 @@ def test_crops_made_elsewhere(fields: dict) -> None:
         assert (spec.template_px, spec.transform) == (with_68.template_px, with_68.transform)
 
 
-@pytest.mark.parametrize("landmarks", LANDMARK_SETS)
+OF_68 = [name for name in LANDMARK_SETS if name != "dlib-chip"]
+
+
+@pytest.mark.parametrize("landmarks", OF_68)
 def test_crops_made_here(landmarks: str) -> None:
     assert ImageSpec(landmarks=landmarks, predictor=68).made_here
+
+
+def test_dlibs_chips_are_of_its_5_points() -> None:
+    assert ImageSpec(landmarks="dlib-chip").made_here
+    with pytest.raises(UserError, match="choose --predictor 5"):
+        ImageSpec(landmarks="dlib-chip", predictor=68)
 
 
 def test_the_text_of_a_spec_is_as_it_was() -> None:
@@ -115,7 +124,7 @@ def test_a_spec_of_another_version() -> None:
 
 
 def test_templates_scale_with_the_crop() -> None:
-    for name in LANDMARK_SETS:
+    for name in OF_68:
         small, large = (
             ImageSpec(size_px=size, landmarks=name, predictor=68).template_px for size in (50, 100)
         )

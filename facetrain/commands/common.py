@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from facetrain.errors import UserError
 
 if TYPE_CHECKING:
     from facetrain.workspace import Workspace
@@ -86,3 +89,23 @@ def table(rows: Sequence[Sequence[str]]) -> None:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.echo("  " + "  ".join(cells).rstrip())
+
+
+def settings_of(option: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """What ``NAME=VALUE`` of a repeated option says; a dot in a name reaches into a table."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (name and equals):
+            raise UserError(f"{option} {setting}: write NAME=VALUE")
+        target = values
+        *folders, last = name.split(".")
+        for folder in folders:
+            target = target.setdefault(folder, {})
+            if not isinstance(target, dict):
+                raise UserError(f"{option} {setting}: '{folder}' is a value, and holds no settings")
+        try:
+            target[last] = json.loads(value)
+        except ValueError:
+            target[last] = value
+    return values

@@ -77,9 +77,9 @@ def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs
     default="five-point",
     show_default=True,
     metavar="SET",
-    help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The last two are OpenFace's (exact affine), "
-    "the first is a similarity transform onto insightface's 112-pixel template, scaled (with --predictor 5, which finds "
-    "no mouth, onto the same framing by eye corners and nose).",
+    help=f"Which landmarks are put in place: {' | '.join(LANDMARK_SETS)}. The first two are OpenFace's (exact "
+    "affine); five-point is a similarity transform onto insightface's 112-pixel template, scaled (with --predictor 5, which "
+    "finds no mouth, onto the same framing by eye corners and nose); dlib-chip is what dlib's own network takes.",
 )
 @click.option(
     "--predictor",

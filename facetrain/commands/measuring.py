@@ -17,6 +17,7 @@ from facetrain.commands.common import (
     jobs_option,
     json_option,
     open_workspace,
+    settings_of,
     table,
 )
 from facetrain.errors import UserError
@@ -24,6 +25,16 @@ from facetrain.errors import UserError
 
 @click.command()
 @click.argument("checkpoint", required=False)
+@click.option(
+    "--embedder", metavar="NAME", help="Instead of a checkpoint: dlib, FILE.onnx or module:attribute."
+)
+@click.option(
+    "--embedder-arg",
+    "embedder_args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the embedder is told; may be repeated.",
+)
 @click.option("--pairs", type=FOLDER, help="A pairs file in LFW's format. Without it: the validation split.")
 @click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
 @click.option(
@@ -40,6 +51,7 @@ from facetrain.errors import UserError
     show_default=True,
     help="A pair with a photograph without a face counts as told apart, or is left out.",
 )
+@click.option("--flip", is_flag=True, help="Embed each photograph and its mirror image: the sum counts.")
 @click.option("--dataset", "aligned", type=FOLDER, help="For the validation split: its aligned tree.")
 @click.option("--num-pairs", type=int, default=6000, show_default=True, help="Pairs of the validation split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of these pairs.")
@@ -51,10 +63,13 @@ from facetrain.errors import UserError
 def evaluate(
     ctx: click.Context,
     checkpoint: str | None,
+    embedder: str | None,
+    embedder_args: tuple[str, ...],
     pairs: Path | None,
     images: Path | None,
     multi: str,
     no_face: str,
+    flip: bool,
     aligned: Path | None,
     num_pairs: int,
     seed: int,
@@ -65,24 +80,37 @@ def evaluate(
 ) -> None:
     """Measure verification: are two photographs of the same person?
 
-    CHECKPOINT is a run's name or a .safetensors file; by default the latest run's best. With --pairs and --images:
-    LFW's protocol, the threshold of each fold chosen on the others; raw photographs are aligned as the checkpoint's
-    were.
+    CHECKPOINT is a run's name or a .safetensors file; by default the latest run's best. --embedder names another's network
+    in its place. With --pairs and --images:
+    LFW's protocol, the threshold of each fold chosen on the others; raw photographs are aligned as the
+    network wants them.
     """
     if (pairs is None) != (images is None):
         raise UserError(
             "--pairs and --images go together: the list of pairs, and the folder of its photographs"
         )
+    if embedder is not None and checkpoint is not None:
+        raise UserError(f"--embedder {embedder} takes the place of a checkpoint: leave out {checkpoint}")
+    if embedder is None and embedder_args:
+        raise UserError("--embedder-arg needs --embedder")
     from facetrain.pipeline import evaluation
+    from facetrain.pipeline.subject import open_subject
     from facetrain.pipeline.training import device_of
 
     workspace = open_workspace(ctx, create=pairs is not None)
-    how: dict[str, Any] = {"out": out, "device": device_of(device), "jobs": jobs}
-    which = evaluation.find_checkpoint(workspace, checkpoint)
+    on = device_of(device)
+    subject = open_subject(
+        workspace, checkpoint, embedder, settings_of("--embedder-arg", embedder_args), on, jobs
+    )
+    how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
     if pairs is not None and images is not None:
-        done = evaluation.evaluate_pairs(workspace, which, pairs, images, multi=multi, no_face=no_face, **how)
+        done = evaluation.evaluate_pairs(
+            workspace, subject, pairs, images, multi=multi, no_face=no_face, **how
+        )
     else:
-        done = evaluation.evaluate_split(workspace, aligned, which, num_pairs=num_pairs, seed=seed, **how)
+        done = evaluation.evaluate_split(
+            workspace, aligned, subject, num_pairs=num_pairs, seed=seed, device=on, **how
+        )
     if as_json:
         click.echo(done.files[0].read_text(), nl=False)
         return

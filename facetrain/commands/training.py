@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from facetrain.commands.common import (
     fail,
     jobs_option,
     open_workspace,
+    settings_of,
 )
 from facetrain.errors import UserError
 
@@ -132,7 +132,7 @@ def train_settings(options: dict[str, Any]) -> Any:
     values = load_preset(options["preset"]) if options["preset"] else {}
     if options["config_file"]:
         values = lay_over(values, load_config(options["config_file"]))
-    values = lay_over(values, merged(_settings(options["settings"]), _options(options)))
+    values = lay_over(values, merged(settings_of("--set", options["settings"]), _options(options)))
     config = train_config(values)
     if config.trainer == "triplet" and "loss" in config.trainer_args:
         raise UserError(
@@ -140,26 +140,6 @@ def train_settings(options: dict[str, Any]) -> Any:
             f"head, --trainer metric for a loss over pairs"
         )
     return config
-
-
-def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """What ``--set NAME=VALUE`` says; a dot in a name reaches into a table."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not (name and equals):
-            raise UserError(f"--set {setting}: write NAME=VALUE")
-        target = values
-        *folders, last = name.split(".")
-        for folder in folders:
-            target = target.setdefault(folder, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {setting}: '{folder}' is a value, and holds no settings")
-        try:
-            target[last] = json.loads(value)
-        except ValueError:
-            target[last] = value
-    return values
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,14 @@ class TrainingBatches:
             return self._augment(images, rng)
 
 
+def plain_crops(photos: PhotoSet, batch_size: int = 256, threads: int = 1) -> Iterator[np.ndarray]:
+    """All images in order, as they lie in the cache: see `gathered`."""
+    everything = np.arange(len(photos))
+    parts = (everything[start : start + batch_size] for start in range(0, len(photos), batch_size))
+    for _, images in gathered(photos, (Draw(part, len(part)) for part in parts), threads):
+        yield images
+
+
 def plain_batches(
     photos: PhotoSet, device: torch.device, batch_size: int = 256, threads: int = 1
 ) -> Iterator[torch.Tensor]:

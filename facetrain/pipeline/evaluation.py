@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 
 from facetrain.datasets.cache.leases import open_manifest
 from facetrain.datasets.crop_files import read_crops
-from facetrain.datasets.loader import plain_batches, scaled
+from facetrain.datasets.loader import plain_crops
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError
 from facetrain.evaluate.figures import roc_figure
@@ -27,12 +25,11 @@ from facetrain.image_spec import ImageSpec, require_same
 from facetrain.index import ALIGNED, read_index
 from facetrain.pipeline.caching import cache
 from facetrain.pipeline.data import align_some
+from facetrain.pipeline.subject import Subject
 from facetrain.preprocess.align_tree import SPEC_FILE
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.progress import Progress
-from facetrain.train.checkpoint import NetworkInfo, load_network
-from facetrain.train.loop import embed
-from facetrain.workspace import Dataset, Workspace
+from facetrain.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -45,54 +42,28 @@ class Evaluation:
     notes: list[str]
 
 
-def find_checkpoint(workspace: Workspace, which: str | None) -> Path:
-    """The checkpoint that a run's name, a run's folder or a file stands for; by default the latest run's best."""
-    if which is not None and Path(which).is_file():
-        return Path(which)
-    if which is not None and Path(which).is_dir():
-        folder = Path(which)
-    elif which is not None and (os.sep in which or which.endswith(".safetensors")):
-        raise UserError(f"no checkpoint {which}: name a run, or a .safetensors file of one")
-    elif which is not None:
-        folder = workspace.run_folder(which)
-    else:
-        trained = [run for run in workspace.runs() if (run / "checkpoints" / "best.safetensors").is_file()]
-        if not trained:
-            raise UserError("no run has finished an epoch yet: run `ft train` first")
-        folder = trained[-1]
-    best = folder / "checkpoints" / "best.safetensors"
-    if not best.is_file():
-        known = ", ".join(run.name for run in workspace.runs())
-        raise UserError(f"no run or checkpoint '{which}': there are the runs {known or '(none)'}")
-    return best
-
-
 def evaluate_pairs(
     workspace: Workspace,
-    checkpoint: Path,
+    subject: Subject,
     pairs_file: Path,
     images: Path,
     *,
     multi: str,
     no_face: str,
+    flip: bool,
     out: Path | None,
-    device: torch.device,
     jobs: int,
 ) -> Evaluation:
-    """LFW's protocol on a pairs file; ``images`` raw photographs, or crops with the checkpoint's ImageSpec.
+    """LFW's protocol on a pairs file; ``images`` raw photographs, or crops with the embedder's ImageSpec.
 
     no_face: what becomes of a pair with a photograph in which no face was found: ``different``, it is refused and
-    counts as told apart; ``drop``, it is left out.
+    counts as told apart; ``drop``, it is left out. flip: see `facetrain.evaluate.embedders.base.Embedder.embed`.
     """
-    network, info = load_network(checkpoint, device)
+    spec = subject.embedder.spec
     pairs = read_pairs(pairs_file)
-    root, crops = _crops_of(workspace, images, pairs, info.image_spec, multi, jobs)
+    root, crops = _crops_of(workspace, images, pairs, spec, multi, jobs)
     used = sorted(set(crops.values()))
-    with Progress("embedding", "photographs") as bar:
-        bar.begin(len(used))
-        embeddings = embed(
-            network, _tensors(read_crops(root, used, info.image_spec, threads=jobs), info, device, bar)
-        )
+    embeddings = _embedded(subject, read_crops(root, used, spec, threads=jobs), len(used), flip)
     position = {path: i for i, path in enumerate(used)}
     first, second = (
         np.array([position.get(crops.get(key, ""), -1) for key in keys])
@@ -111,6 +82,7 @@ def evaluate_pairs(
         "no_face_rule": no_face,
         "pairs_dropped": int((~keep).sum()),
         "multi": multi,
+        "flip": flip,
     }
     notes = []
     if len(named) > len(crops):
@@ -119,38 +91,34 @@ def evaluate_pairs(
             f"{len(named) - len(crops)} of {len(named):,} photographs have no face that was found; "
             f"the {int(refused.sum())} pairs with one are {how}"
         )
-    notes += _overlap(checkpoint, {name for name, _ in named})
+    notes += _overlap(subject, {name for name, _ in named})
     result = verify(scores[keep], pairs.same[keep], pairs.folds[keep])
-    return _write(
-        result, scores[keep], pairs.same[keep], facts, info, checkpoint, out, pairs_file.stem, notes
-    )
+    return _write(result, scores[keep], pairs.same[keep], facts, subject, out, pairs_file.stem, notes)
 
 
 def evaluate_split(
     workspace: Workspace,
     aligned: Path | None,
-    checkpoint: Path,
+    subject: Subject,
     *,
     num_pairs: int,
     seed: int,
+    flip: bool,
     out: Path | None,
     device: torch.device,
     jobs: int,
 ) -> Evaluation:
     """Verification on pairs of the validation split of the current dataset."""
-    network, info = load_network(checkpoint, device)
-    dataset = _dataset_of(workspace, aligned, checkpoint)
+    dataset = subject.dataset(workspace, aligned)
     index = read_index(dataset.folder)
-    require_same(info.image_spec, f"checkpoint {checkpoint}", index.spec, f"dataset {dataset.aligned}")
+    require_same(subject.embedder.spec, subject.what, index.spec, f"dataset {dataset.aligned}")
     rows = select_rows(index, "val")
     cache(workspace, dataset.aligned, threads=jobs, device=str(device))
     shards = workspace.folder / "cache"
     with open_manifest(dataset.folder, shards, "`ft evaluate`") as manifest:
         photos = PhotoSet(read_index(dataset.folder), manifest, shards, rows)
         pairs = make_pairs(photos.labels, num_pairs=num_pairs, seed=seed)
-        with Progress("embedding", "photographs") as bar:
-            bar.begin(len(photos))
-            embeddings = embed(network, _counted(plain_batches(photos, device, threads=jobs), bar))
+        embeddings = _embedded(subject, plain_crops(photos, threads=jobs), len(photos), flip)
     scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
     facts = {
         "protocol": "split",
@@ -158,20 +126,18 @@ def evaluate_split(
         "people": len(photos.identities),
         "photographs": len(photos),
         "seed": seed,
+        "flip": flip,
     }
-    notes = _overlap(checkpoint, set(photos.identities))
+    notes = _overlap(subject, set(photos.identities))
     result = verify(scores, pairs.same, pairs.folds)
-    return _write(result, scores, pairs.same, facts, info, checkpoint, out, "validation", notes)
+    return _write(result, scores, pairs.same, facts, subject, out, "validation", notes)
 
 
-def _dataset_of(workspace: Workspace, aligned: Path | None, checkpoint: Path) -> Dataset:
-    """The dataset that is named, else the one that the checkpoint's run was trained on, else the current one."""
-    config = checkpoint.parent.parent / "config.json"
-    if aligned is None and config.is_file() and config.is_relative_to(workspace.folder):
-        folder = workspace.folder / "datasets" / json.loads(config.read_text())["dataset"]
-        if folder.is_dir():
-            return Dataset(workspace, folder)
-    return workspace.dataset(aligned)
+def _embedded(subject: Subject, batches: Iterable[np.ndarray], count: int, flip: bool) -> np.ndarray:
+    """Unit embeddings of crops, with their progress shown."""
+    with Progress("embedding", "photographs") as bar:
+        bar.begin(count)
+        return subject.embedder.embed(_counted(batches, bar), flip=flip)
 
 
 def _crops_of(
@@ -180,7 +146,7 @@ def _crops_of(
     """The folder of crops, and the crop of each photograph that has one."""
     there = _spec_of_crops(workspace, images)
     if there is not None:
-        require_same(spec, "the checkpoint", there, str(images))
+        require_same(spec, "the embedder", there, str(images))
         found = find_photographs(images, pairs, allow_missing=True)
         if not found:
             raise UserError(f"none of the photographs that {pairs.path} names is in {images}")
@@ -213,24 +179,15 @@ def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
     return pc.is_in(column, pa.array(sorted(values), column.type))
 
 
-def _tensors(
-    crops: Iterator[np.ndarray], info: NetworkInfo, device: torch.device, bar: Progress
-) -> Iterator[torch.Tensor]:
-    return _counted((scaled(torch.from_numpy(batch).to(device), info.image_spec) for batch in crops), bar)
-
-
-def _counted(batches: Iterable[torch.Tensor], bar: Progress) -> Iterator[torch.Tensor]:
+def _counted(batches: Iterable[np.ndarray], bar: Progress) -> Iterator[np.ndarray]:
     for batch in batches:
         yield batch
         bar.advance(len(batch))
 
 
-def _overlap(checkpoint: Path, people: set[str]) -> list[str]:
-    """A note when some of these people were trained on, as far as the checkpoint's run knows."""
-    path = checkpoint.parent.parent / "people.txt"
-    if not path.is_file():
-        return []
-    both = people & set(path.read_text().splitlines())
+def _overlap(subject: Subject, people: set[str]) -> list[str]:
+    """A note when some of these people were trained on, as far as that is known."""
+    both = people & subject.trained_on()
     if not both:
         return []
     return [
@@ -243,19 +200,16 @@ def _write(
     scores: np.ndarray,
     same: np.ndarray,
     facts: dict[str, Any],
-    info: NetworkInfo,
-    checkpoint: Path,
+    subject: Subject,
     out: Path | None,
     stem: str,
     notes: list[str],
 ) -> Evaluation:
     if out is None:
-        in_run = checkpoint.parent.name == "checkpoints"
-        out = (checkpoint.parent.parent / "evaluation" if in_run else Path("evaluation")) / stem
+        out = Path("evaluation", stem) if subject.run is None else subject.run / "evaluation" / stem
     out.parent.mkdir(parents=True, exist_ok=True)
-    network = {"checkpoint": str(checkpoint), "network": json.loads(info.to_json())}
     json_file = out.with_name(out.name + ".json")
-    write_json(json_file, {**result.to_dict(), **facts, "notes": notes, **network})
+    write_json(json_file, {**result.to_dict(), **facts, "notes": notes, **subject.facts})
     far, tar, _ = roc(scores, same)
-    figures = roc_figure({info.run or checkpoint.stem: (far, tar)}, out.with_name(out.name + ".png"))
+    figures = roc_figure({subject.name: (far, tar)}, out.with_name(out.name + ".png"))
     return Evaluation(result, facts, [json_file, *figures], notes)

@@ -19,6 +19,7 @@ _OF_68: dict[str, tuple[tuple[int, ...], ...]] = {
 _OF_5: dict[str, tuple[tuple[int, ...], ...]] = {
     "outer-eyes-nose": ((2,), (0,), (4,)),
     "five-point": ((0,), (1,), (2,), (3,), (4,)),
+    "dlib-chip": ((0,), (1,), (2,), (3,), (4,)),
 }
 
 

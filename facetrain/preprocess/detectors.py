@@ -8,18 +8,16 @@ run.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import cv2
 import dlib
 import numpy as np
 
+from facetrain.dlib_models import model_path
 from facetrain.errors import UserError
 from facetrain.plugins import resolve
 
@@ -168,17 +166,6 @@ class LandmarkPredictor:
         """Landmarks of the face in ``box``: float32 [points, 2], (x, y) in pixels."""
         shape = self._predict(image, dlib.rectangle(*box))
         return np.array([(point.x, point.y) for point in shape.parts()], np.float32)
-
-
-@lru_cache
-def model_path(name: str) -> Path:
-    """A model file of the package face_recognition_models (found, not imported: it needs the old pkg_resources)."""
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(
-            "the package face_recognition_models is not installed: pip install face_recognition_models"
-        )
-    return Path(spec.submodule_search_locations[0]) / "models" / name
 
 
 def choose(faces: Sequence[Face], rule: str, width_px: int, height_px: int) -> Face:

@@ -6,6 +6,7 @@ that says what the part did, on which input, and what the contract is. They need
 
 from facetrain.testing.backbone import check_backbone
 from facetrain.testing.detector import check_detector
+from facetrain.testing.embedder import check_embedder
 from facetrain.testing.loss import check_loss
 from facetrain.testing.miner import check_miner
 from facetrain.testing.sampler import check_sampler
@@ -14,6 +15,7 @@ from facetrain.testing.trainer import check_trainer
 __all__ = [
     "check_backbone",
     "check_detector",
+    "check_embedder",
     "check_loss",
     "check_miner",
     "check_sampler",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facetrain.errors import UserError
-from facetrain.plugins import make, resolve
+from facetrain.plugins import make, parameters_of, resolve
 
 
 class Loss(nn.Module):
@@ -52,7 +51,7 @@ class Loss(nn.Module):
 
 def is_head(name: str) -> bool:
     """Whether the loss of this name has weights for the training people: whether it takes ``num_classes``."""
-    return "num_classes" in inspect.signature(resolve("losses", name)).parameters
+    return "num_classes" in parameters_of(resolve("losses", name), f"loss '{name}'")
 
 
 def make_loss(name: str, arguments: dict[str, Any] | None, **given: Any) -> Loss:

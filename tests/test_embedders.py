@@ -1,0 +1,168 @@
+"""Embedders: what turns crops into embeddings, and how they are named on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from facetrain.dlib_models import model_path
+from facetrain.errors import UserError
+from facetrain.evaluate.embedders.base import Embedder
+from facetrain.evaluate.embedders.dlib_network import DlibNetwork
+from facetrain.evaluate.embedders.onnx_file import OnnxFile
+from facetrain.image_spec import ImageSpec
+from facetrain.plugins import make
+from facetrain.testing import check_embedder
+
+
+class Means(Embedder):
+    """The mean colour of each quarter of a crop: as much as tests need."""
+
+    def __init__(self, *, side_px: int = 32) -> None:
+        self.spec = ImageSpec(size_px=side_px)
+
+    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        half = self.spec.size_px // 2
+        quarters = crops.reshape(len(crops), 2, half, 2, half, 3).mean(axis=(2, 4), dtype=np.float32)
+        return quarters.reshape(len(crops), 12) - 127
+
+
+def crops(count: int = 6, size_px: int = 32) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, size_px, size_px, 3), np.uint8)
+
+
+def onnx_file(path: Path, shape: list[Any], metadata: dict[str, str] | None = None) -> Path:
+    """A network whose embedding is the mean of each channel of what it is fed."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pictures"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["out"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("pictures", kind, shape)], [value("out", kind, [shape[0], 3])]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, path)
+    return path
+
+
+def test_contracts(tmp_path: Path) -> None:
+    check_embedder(Means)
+    check_embedder(DlibNetwork)
+    path = str(onnx_file(tmp_path / "a.onnx", ["n", 3, 32, 32]))
+    check_embedder(lambda: OnnxFile(path))
+
+
+def test_unit_length_and_mirror_images() -> None:
+    means, images = Means(), crops()
+    plain = means.embed([images[:4], images[4:]])
+    assert plain.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, rtol=1e-6)
+    flipped = means.embed([images], flip=True)
+    both = means.of(images).astype(np.float64) + means.of(images[:, :, ::-1])
+    np.testing.assert_allclose(
+        flipped, both / np.linalg.norm(both, axis=1, keepdims=True), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(means.embed([images[:, :, ::-1]], flip=True), flipped, rtol=1e-5, atol=1e-6)
+
+
+def test_an_embedding_of_zeros_stays_so() -> None:
+    grey = np.full((1, 32, 32, 3), 127, np.uint8)
+    assert not Means().embed([grey]).any()
+
+
+def test_dlibs_network_is_dlibs() -> None:
+    import dlib
+
+    images = crops(3, 150)
+    network = dlib.face_recognition_model_v1(str(model_path("dlib_face_recognition_resnet_model_v1.dat")))
+    theirs = np.array([network.compute_face_descriptor(image) for image in images])
+    for jobs in (1, 2, 5):
+        np.testing.assert_allclose(DlibNetwork(jobs=jobs).of(images), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_an_onnx_file_is_fed_as_it_says(batch: Any, tmp_path: Path) -> None:
+    images = crops(6)
+    path = str(onnx_file(tmp_path / "a.onnx", [batch, 3, 32, 32]))
+    means = images.mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(OnnxFile(path).of(images), (means - 127.5) / 127.5, atol=1e-5)
+    other = OnnxFile(path, subtract=0, divide=255, channels="BGR")
+    np.testing.assert_allclose(other.of(images), means[:, ::-1] / 255, atol=1e-5)
+    assert other.spec == ImageSpec(size_px=32, subtract=0, divide=255)
+    spec = ImageSpec(size_px=32, landmarks="outer-eyes-nose", subtract=10, divide=2)
+    declared = {"facetrain": json.dumps({"image_spec": json.loads(spec.to_json())})}
+    path = str(onnx_file(tmp_path / "b.onnx", [batch, 3, 32, 32], declared))
+    assert OnnxFile(path).spec == spec
+    np.testing.assert_allclose(OnnxFile(path).of(images), (means - 10) / 2, atol=1e-4)
+
+
+def test_onnx_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ONNX file"):
+        OnnxFile(str(tmp_path / "none.onnx"))
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"bad\.onnx is no ONNX file that can be run"):
+        OnnxFile(str(tmp_path / "bad.onnx"))
+    for shape in (["n", 1, 32, 32], ["n", 3, "h", "w"], ["n", 3, 32, 40]):
+        path = onnx_file(tmp_path / "other.onnx", shape)
+        with pytest.raises(UserError, match="does not take pictures"):
+            OnnxFile(str(path))
+    path = onnx_file(tmp_path / "a.onnx", ["n", 3, 32, 32])
+    with pytest.raises(UserError, match="choose RGB or BGR"):
+        OnnxFile(str(path), channels="grey")
+    with pytest.raises(UserError, match="colour"):
+        make("embedders", "onnx", {"path": str(path), "colour": "RGB"})
+
+
+PAIRS = "2\t2\nann\t1\t2\nbob\t1\t2\nann\t1\tbob\t1\nann\t2\tbob\t2\nann\t1\t3\nbob\t1\t3\nann\t3\tbob\t3\nann\t3\tbob\t1\n"
+
+
+def test_evaluate_by_name(root: Path, ft: Callable, wrong: Callable, tmp_path: Path) -> None:
+    """The crops of this workspace are of 32 pixels; an embedder for others aligns the photographs itself."""
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    for name in ("ann", "bob"):
+        folder = tmp_path / "crops" / name
+        folder.mkdir(parents=True)
+        for number in (1, 2, 3):
+            (folder / f"{name}_{number:04d}.jpg").write_bytes(
+                (root / "aligned" / name / f"{number}.jpg").read_bytes()
+            )
+    (tmp_path / "crops" / "imagespec.json").write_bytes((root / "aligned" / "imagespec.json").read_bytes())
+    how = [
+        "--pairs",
+        tmp_path / "pairs.txt",
+        "--images",
+        tmp_path / "crops",
+        "-j",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
+    named = ["--embedder", f"{__name__}:Means", "--embedder-arg", "side_px=32"]
+    ft(root, "evaluate", *named, *how)
+    plain = json.loads((tmp_path / "out.json").read_text())
+    assert plain["embedder"] == f"{__name__}:Means"
+    assert plain["embedder_args"] == {"side_px": 32}
+    assert (plain["same_pairs"], plain["different_pairs"]) == (4, 4)
+    ft(root, "evaluate", *named, *how, "--flip")
+    assert json.loads((tmp_path / "out.json").read_text())["flip"]
+
+    assert "size_px 150 against 32" in wrong(root, "evaluate", "--embedder", "dlib", *how)
+    assert "leave out first" in wrong(root, "evaluate", "first", *named, *how)
+    assert "needs --embedder" in wrong(root, "evaluate", "--embedder-arg", "a=1", *how)
+    assert "no 'dlip' among the embedders: did you mean 'dlib'" in wrong(
+        root, "evaluate", "--embedder", "dlip", *how
+    )
+    assert "no Embedder" in wrong(root, "evaluate", "--embedder", "collections:Counter", *how)
+    assert "that says what it takes" in wrong(root, "evaluate", "--embedder", "collections:OrderedDict", *how)
+    assert "3.14" in wrong(root, "evaluate", "--embedder", "math:pi", *how)
