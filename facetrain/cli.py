@@ -83,6 +83,7 @@ for command in (
     exporting.export,
     training.train,
     measuring.evaluate,
+    measuring.embed,
     measuring.plot_loss,
     measuring.status,
 ):

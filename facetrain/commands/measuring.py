@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from facetrain.commands.common import (
     FOLDER,
+    count,
     dataset_argument,
     device_option,
     jobs_option,
@@ -22,28 +23,42 @@ from facetrain.commands.common import (
 )
 from facetrain.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-@click.command()
-@click.argument("checkpoint", required=False)
-@click.option(
+    from facetrain.pipeline.subject import Subject
+    from facetrain.workspace import Workspace
+
+
+embedder_option = click.option(
     "--embedder", metavar="NAME", help="Instead of a checkpoint: dlib, FILE.onnx or module:attribute."
 )
-@click.option(
+embedder_args_option = click.option(
     "--embedder-arg",
     "embedder_args",
     multiple=True,
     metavar="NAME=VALUE",
     help="What the embedder is told; may be repeated.",
 )
-@click.option("--pairs", type=FOLDER, help="A pairs file in LFW's format. Without it: the validation split.")
-@click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
-@click.option(
+multi_option = click.option(
     "--multi",
     default="centre",
     show_default=True,
     metavar="RULE",
     help="Of several faces in a raw photograph: the largest, or the one nearest the centre.",
 )
+flip_option = click.option(
+    "--flip", is_flag=True, help="Embed each photograph and its mirror image: the sum counts."
+)
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@embedder_option
+@embedder_args_option
+@click.option("--pairs", type=FOLDER, help="A pairs file in LFW's format. Without it: the validation split.")
+@click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
+@multi_option
 @click.option(
     "--no-face",
     type=click.Choice(["different", "drop"]),
@@ -51,7 +66,7 @@ from facetrain.errors import UserError
     show_default=True,
     help="A pair with a photograph without a face counts as told apart, or is left out.",
 )
-@click.option("--flip", is_flag=True, help="Embed each photograph and its mirror image: the sum counts.")
+@flip_option
 @click.option("--dataset", "aligned", type=FOLDER, help="For the validation split: its aligned tree.")
 @click.option("--num-pairs", type=int, default=6000, show_default=True, help="Pairs of the validation split.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of these pairs.")
@@ -89,19 +104,12 @@ def evaluate(
         raise UserError(
             "--pairs and --images go together: the list of pairs, and the folder of its photographs"
         )
-    if embedder is not None and checkpoint is not None:
-        raise UserError(f"--embedder {embedder} takes the place of a checkpoint: leave out {checkpoint}")
-    if embedder is None and embedder_args:
-        raise UserError("--embedder-arg needs --embedder")
     from facetrain.pipeline import evaluation
-    from facetrain.pipeline.subject import open_subject
     from facetrain.pipeline.training import device_of
 
     workspace = open_workspace(ctx, create=pairs is not None)
     on = device_of(device)
-    subject = open_subject(
-        workspace, checkpoint, embedder, settings_of("--embedder-arg", embedder_args), on, jobs
-    )
+    subject = subject_of(workspace, checkpoint, embedder, embedder_args, on, jobs)
     how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
     if pairs is not None and images is not None:
         done = evaluation.evaluate_pairs(
@@ -115,6 +123,90 @@ def evaluate(
         click.echo(done.files[0].read_text(), nl=False)
         return
     show_evaluation(done)
+
+
+def subject_of(
+    workspace: Workspace,
+    checkpoint: str | None,
+    embedder: str | None,
+    embedder_args: tuple[str, ...],
+    device: torch.device,
+    jobs: int,
+) -> Subject:
+    """What is measured, or embeds, as the options say."""
+    if embedder is not None and checkpoint is not None:
+        raise UserError(f"--embedder {embedder} takes the place of a checkpoint: leave out {checkpoint}")
+    if embedder is None and embedder_args:
+        raise UserError("--embedder-arg needs --embedder")
+    from facetrain.pipeline.subject import open_subject
+
+    arguments = settings_of("--embedder-arg", embedder_args)
+    return open_subject(workspace, checkpoint, embedder, arguments, device, jobs)
+
+
+@click.command()
+@click.argument("tree", required=False, type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="The file: .parquet, .npz, .h5 or .csv.")
+@click.option(
+    "--checkpoint", metavar="RUN", help="A run or a .safetensors file. Default: the latest run's best."
+)
+@embedder_option
+@embedder_args_option
+@click.option("--query", type=FOLDER, help="A second tree, whose embeddings go into an .h5 file as queries.")
+@click.option(
+    "--part", type=click.Choice(["train", "val"]), help="Without TREE: a part of the dataset, not all of it."
+)
+@click.option("--dataset", "aligned", type=FOLDER, help="Without TREE: the aligned tree of another dataset.")
+@multi_option
+@flip_option
+@device_option
+@jobs_option("Worker processes and threads.")
+@click.pass_context
+def embed(
+    ctx: click.Context,
+    tree: Path | None,
+    out: Path,
+    checkpoint: str | None,
+    embedder: str | None,
+    embedder_args: tuple[str, ...],
+    query: Path | None,
+    part: str | None,
+    aligned: Path | None,
+    multi: str,
+    flip: bool,
+    device: str,
+    jobs: int,
+) -> None:
+    """Write the embeddings of photographs into a file.
+
+    TREE holds photographs, which are aligned as the network wants them, or crops; without it: the kept photographs of
+    the dataset. Interrupted, the same command goes on where it was.
+    """
+    if tree is not None and (part is not None or aligned is not None):
+        raise UserError("--part and --dataset are of a dataset: leave out the folder, or them")
+    from facetrain.evaluate.embedding_files import writer_of
+    from facetrain.pipeline.embedding import embed_to, source_of
+    from facetrain.pipeline.training import device_of
+
+    writer_of(out, queries=query is not None)
+    workspace = open_workspace(ctx, create=tree is not None)
+    subject = subject_of(workspace, checkpoint, embedder, embedder_args, device_of(device), jobs)
+    how: dict[str, Any] = {"aligned": aligned, "part": part, "multi": multi, "jobs": jobs}
+    sources = [source_of(workspace, tree, subject, **how)]
+    if query is not None:
+        sources.append(source_of(workspace, query, subject, **how))
+    files = embed_to(
+        out, subject, sources[0], sources[1] if query is not None else None, flip=flip, jobs=jobs
+    )
+    for source in sources:
+        if source.without_face:
+            click.echo(
+                f"note: in {source.without_face:,} of {source.without_face + len(source.crops):,} photographs no face was "
+                f"found: they have no embedding"
+            )
+    click.echo(f"embedded {count(sum(len(source.crops) for source in sources), 'photograph')}")
+    for file in files:
+        click.echo(f"wrote {os.path.relpath(file)}")
 
 
 def show_evaluation(done: Any) -> None:

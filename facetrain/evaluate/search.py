@@ -429,25 +429,35 @@ def _propose(
         if own is not None:
             here = ((own >= start) & (own < start + len(g))).nonzero()[:, 0]
             products[here, own[here] - start] = -math.inf
-        values, columns = _largest(products, min(count, len(g)))
+        floor = best[:, -1:] if best.shape[1] == count else None
+        values, columns = _largest(products, min(count, len(g)), floor)
         best, rows = torch.cat([best, values], dim=1), torch.cat([rows, columns + start], dim=1)
         best, picked = best.topk(min(count, best.shape[1]), dim=1)
         rows = rows.gather(1, picked)
     return best, rows
 
 
-def _largest(products_QG: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`products_QG.topk(count, dim=1)`, faster where there are many columns: the largest ones are in the
-    ``count`` chunks of 64 columns with the largest maxima."""
+def _largest(products_QG: Tensor, count: int, floor_Q1: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(values, columns) of the ``count`` largest in each row, or of fewer where no row has so many above its
+    floor.
+
+    The largest ones are in the chunks of 64 columns with the largest maxima. Late in a long gallery few
+    chunks have anything above the floor, and this takes much less time than a plain top-k.
+    """
     queries, columns = products_QG.shape
-    if columns % _CHUNK or columns < 2 * count * _CHUNK:
-        values, picked = products_QG.topk(count, dim=1)
-        return values, picked
-    chunks = products_QG.view(queries, -1, _CHUNK)
-    chosen = chunks.amax(2).topk(count, dim=1).indices
-    kept = chunks.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
-    values, picked = kept.topk(count, dim=1)
-    return values, chosen.gather(1, picked // _CHUNK) * _CHUNK + picked % _CHUNK
+    width = count
+    if columns % _CHUNK == 0:
+        chunks = products_QG.view(queries, -1, _CHUNK)
+        maxima = chunks.amax(2)
+        if floor_Q1 is not None:
+            width = min(width, int((maxima > floor_Q1).sum(1).max()))
+        if 2 * width <= maxima.shape[1]:
+            chosen = maxima.topk(width, dim=1).indices
+            kept = chunks.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+            values, picked = kept.topk(min(count, kept.shape[1]), dim=1)
+            return values, chosen.gather(1, picked // _CHUNK) * _CHUNK + picked % _CHUNK
+    values, picked = products_QG.topk(count, dim=1)
+    return values, picked
 
 
 def _propose_by_faiss(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from facetrain.datasets.cache.leases import open_manifest
@@ -22,12 +20,10 @@ from facetrain.evaluate.pairs import PairList, find_photographs, read_pairs
 from facetrain.evaluate.verification import VerificationResult, make_pairs, roc, verify
 from facetrain.files import write_json
 from facetrain.image_spec import ImageSpec, require_same
-from facetrain.index import ALIGNED, read_index
+from facetrain.index import read_index
 from facetrain.pipeline.caching import cache
-from facetrain.pipeline.data import align_some
-from facetrain.pipeline.subject import Subject
-from facetrain.preprocess.align_tree import SPEC_FILE
-from facetrain.preprocess.aligner import AlignSettings
+from facetrain.pipeline.crop_trees import aligned_crops, spec_of_crops
+from facetrain.pipeline.subject import Subject, counted
 from facetrain.progress import Progress
 from facetrain.workspace import Workspace
 
@@ -137,14 +133,14 @@ def _embedded(subject: Subject, batches: Iterable[np.ndarray], count: int, flip:
     """Unit embeddings of crops, with their progress shown."""
     with Progress("embedding", "photographs") as bar:
         bar.begin(count)
-        return subject.embedder.embed(_counted(batches, bar), flip=flip)
+        return subject.embedder.embed(counted(batches, bar), flip=flip)
 
 
 def _crops_of(
     workspace: Workspace, images: Path, pairs: PairList, spec: ImageSpec, multi: str, jobs: int
 ) -> tuple[Path, dict[tuple[str, int], str]]:
     """The folder of crops, and the crop of each photograph that has one."""
-    there = _spec_of_crops(workspace, images)
+    there = spec_of_crops(workspace, images)
     if there is not None:
         require_same(spec, "the embedder", there, str(images))
         found = find_photographs(images, pairs, allow_missing=True)
@@ -153,36 +149,13 @@ def _crops_of(
         return images, {key: path.as_posix() for key, path in found.items()}
     photographs = find_photographs(images, pairs)
     wanted = {path.as_posix() for path in photographs.values()}
-    workspace.create()
-    index = align_some(workspace, images, AlignSettings(spec, multi), wanted, jobs=jobs)
-    rows = index.rows.filter(
-        pc.and_(pc.equal(index.rows["status"], ALIGNED), _is_in(index.rows["path"], wanted))
-    )
-    crop_of = dict(zip(rows["path"].to_pylist(), rows["aligned"].to_pylist(), strict=True))
+    root, crop_of = aligned_crops(workspace, images, wanted, spec, multi, jobs)
     crops = {key: crop_of[path.as_posix()] for key, path in photographs.items() if path.as_posix() in crop_of}
     if not crops:
         raise UserError(
             f"no face was found in any of the {len(wanted):,} photographs that {pairs.path} names"
         )
-    return index.folder / "crops", crops
-
-
-def _spec_of_crops(workspace: Workspace, images: Path) -> ImageSpec | None:
-    """What a tree of crops holds: as it says itself, or as it was declared to `ft index`; None: photographs."""
-    if (images / SPEC_FILE).is_file():
-        return ImageSpec.from_json((images / SPEC_FILE).read_text())
-    known = workspace.known_dataset(images)
-    return read_index(known.folder).spec if known is not None and known.first_stage == "index" else None
-
-
-def _is_in(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, pa.array(sorted(values), column.type))
-
-
-def _counted(batches: Iterable[np.ndarray], bar: Progress) -> Iterator[np.ndarray]:
-    for batch in batches:
-        yield batch
-        bar.advance(len(batch))
+    return root, crops
 
 
 def _overlap(subject: Subject, people: set[str]) -> list[str]:

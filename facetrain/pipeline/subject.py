@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from facetrain.datasets.loader import scaled
 from facetrain.errors import UserError
 from facetrain.evaluate.embedders.base import Embedder
 from facetrain.plugins import make
+from facetrain.progress import Progress
 from facetrain.train.checkpoint import NetworkInfo, load_network
 from facetrain.workspace import Dataset, Workspace
 
@@ -116,3 +118,10 @@ def find_checkpoint(workspace: Workspace, which: str | None) -> Path:
         known = ", ".join(run.name for run in workspace.runs())
         raise UserError(f"no run or checkpoint '{which}': there are the runs {known or '(none)'}")
     return best
+
+
+def counted(batches: Iterable[NDArray[np.uint8]], bar: Progress) -> Iterator[NDArray[np.uint8]]:
+    """The batches; when the next one is asked for, the last one is done."""
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch))
