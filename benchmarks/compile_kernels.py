@@ -150,16 +150,15 @@ def main() -> None:
     parser.add_argument(
         "--arch", type=int, nargs="*", default=list(SHARED_BYTES), help="compute capability × 10"
     )
-    parser.add_argument("--only", default="", help="kernels whose name holds this")
+    parser.add_argument("--only", default="", help="kernels whose name holds this; 1 if there is none")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}\n")
     gpus = ", ".join(f"sm_{arch}" for arch in arguments.arch)
     print(f"| kernel, for {gpus} | registers | instructions that spill | shared memory, KB |")
     print("|---|---:|---:|---:|")
-    fits = True
-    for case in cases():
-        if arguments.only not in case.name:
-            continue
+    chosen = [case for case in cases() if arguments.only in case.name]
+    fits = bool(chosen)
+    for case in chosen:
         found = []
         for arch in arguments.arch:
             kernel = compiled(case, arch)

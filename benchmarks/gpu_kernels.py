@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -364,6 +365,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("No NVIDIA GPU here: --device cpu, with small sizes, shows that it runs.")
+    if device.type == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
     for line in mining_lines(device, arguments.rows, arguments.dim, arguments.repeats, arguments.compile):
         print(line, flush=True)
     print()

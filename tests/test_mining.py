@@ -482,3 +482,22 @@ def test_listed_distances_in_parts(gathered: int, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(again, plain + 1)
     again.detach().zero_()  # what comes back is the caller's own
     assert torch.equal(known, plain + 1)
+
+
+def test_shapes_and_types_that_do_not_fit_are_named() -> None:
+    embeddings, labels = make_batch(3, 2)
+    for wrong, says in (
+        ({"embeddings": embeddings[0], "labels": labels[:4]}, "not floating-point"),
+        ({"embeddings": embeddings.long()}, "not floating-point"),
+        ({"labels": labels.int()}, "not torch.int64"),
+        ({"margin": math.nan}, "margin"),
+        ({"chunk_rows": 0}, "chunk_rows"),
+        ({"bank": (embeddings, labels[:3])}, "labels are"),
+        ({"bank": (embeddings[:, :2], labels)}, "2 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            mine_triplets(**{"embeddings": embeddings, "labels": labels, "margin": 0.2} | wrong)
+    with pytest.raises(ValueError, match="not floating-point"):
+        mine_batches(embeddings, labels, margin=0.2)
+    with pytest.raises(ValueError, match="unknown mining strategy"):
+        mine_batches(embeddings[None][:0], labels[None][:0], margin=0.2, strategy="easy")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from facetrain.kernels import over_classes
 from facetrain.kernels.over_classes import Block, Hard, Logits, own_and_others
 from facetrain.plugins import make
+from facetrain.train.losses.heads.cosface import CosFace
 
 pytest.importorskip("triton")
 from facetrain.kernels import over_classes_triton
@@ -84,7 +85,7 @@ def run(case: Case, block: Block, dtype: torch.dtype) -> list[Tensor]:
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels without a GPU too."""
-    monkeypatch.setattr(over_classes, "_has_kernels", lambda rows: True)
+    monkeypatch.setattr(over_classes, "has_kernels", lambda rows: True)
 
 
 @pytest.mark.parametrize(("programs", "block_elements"), [(1, 1 << 24), (512, 1 << 24), (4, 3000)])
@@ -193,3 +194,67 @@ def test_many_sub_centers_are_left_to_torch() -> None:
     batch = case(5, 7, 32, sub_centers=17)
     work = over_classes._work(*batch[:4], Block(with_torch(batch.logits, torch.float32).of, batch.logits), 64)
     assert isinstance(work, over_classes.Blocks)
+
+
+def test_of_classes_as_near_the_first_counts() -> None:
+    """Over several tiles in one program, and over several programs."""
+    batch = case(5, 400, 32)
+    weight = batch.weight[:1].expand(400, -1).contiguous()
+    for programs in (1, 512):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(over_classes_triton, "PROGRAMS", programs)
+            block = Block(with_torch(batch.logits, torch.float32).of, batch.logits)
+            nearest = own_and_others(batch.rows, weight, None, batch.labels, lambda _, b=block: b)[2]
+        assert not nearest.any()
+
+
+def test_sub_centers_as_near_share_the_gradient() -> None:
+    batch = case(9, 20, 32, sub_centers=3)
+    batch.weight[:, 2] = batch.weight[:, 0]
+    found = run(batch, Block(with_torch(batch.logits, torch.float32).of, batch.logits), torch.float32)
+    exact = run(batch, with_torch(batch.logits, torch.float64), torch.float64)
+    assert torch.allclose(found[3].double(), exact[3], atol=1e-5)
+
+
+def test_a_bias_of_classes_with_sub_centers_is_left_to_torch() -> None:
+    batch = case(5, 7, 32, sub_centers=2)
+    block = Block(with_torch(batch.logits, torch.float32).of, batch.logits)
+    bias = torch.zeros(7, device=DEVICE)
+    assert isinstance(
+        over_classes._work(batch.rows, batch.weight, bias, batch.labels, block, 64), over_classes.Blocks
+    )
+
+
+class OwnCosines(CosFace):
+    def cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
+        return super().cosines(unit_BD, unit_weight) ** 3
+
+    def own_cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
+        return super().own_cosines(unit_BD, unit_weight) ** 3
+
+
+def test_heads_with_ways_of_their_own_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_classes_triton.Tiles, "others", lambda tiles: pytest.fail("went to the kernels"))
+    labels = torch.arange(6, device=DEVICE)
+    for head in (make("losses", "arcnegface", {}, num_classes=80, embedding_dim=32), OwnCosines(80, 32)):
+        head.to(DEVICE)(torch.randn(6, 32, device=DEVICE), labels)[0].backward()
+
+
+def test_two_forward_passes_before_a_backward_pass() -> None:
+    """What a head follows of the training has moved on when the first one's tiles are made again."""
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(20, 32, device=DEVICE), torch.randint(70, (20,), device=DEVICE)
+
+    def gradient(together: bool) -> Tensor:
+        torch.manual_seed(1)
+        head = make("losses", "curricularface", {"ema": 0.5}, num_classes=70, embedding_dim=32).to(DEVICE)
+        losses = []
+        for part in (slice(0, 10), slice(10, None)):
+            losses.append(head(embeddings[part], labels[part])[0])
+            if not together:
+                losses.pop().backward()
+        if together:
+            torch.stack(losses).sum().backward()
+        return head.weight.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))

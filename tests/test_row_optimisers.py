@@ -138,3 +138,29 @@ def test_what_they_do_not_know_is_refused() -> None:
         RowSGD([torch.ones(2, requires_grad=True)], lr=0.1, momentum=0.9, nesterov=True)
     with pytest.raises(ValueError, match="amsgrad"):
         RowAdamW([torch.ones(2, requires_grad=True)], lr=0.1, amsgrad=True)
+
+
+@pytest.mark.parametrize("kind", [RowSGD, RowAdamW])
+def test_a_closure_is_called(kind: type) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = kind([weight], lr=0.1)
+
+    def closure() -> torch.Tensor:
+        loss = weight.sum()
+        loss.backward()
+        return loss
+
+    assert optimiser.step(closure) == 3
+    assert bool((weight < 1).all())
+
+
+def test_a_drawn_gradient_needs_no_sorting() -> None:
+    """autograd drops the flag that says so; two of them added up are no longer in order."""
+    weight = torch.nn.Parameter(torch.randn(9, 2))
+    for step, coalesced in enumerate((True, False)):
+        entries(weight, torch.tensor([1 + step, 4, 7])).sum().backward()
+        assert weight.grad is not None and weight.grad.is_coalesced() == coalesced
+    expected = torch.zeros(9, 2)
+    expected[[1, 2]] = 1
+    expected[[4, 7]] = 2
+    assert torch.equal(weight.grad.to_dense(), expected)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from facetrain.datasets.samplers import Draw, PeopleSampler, ShuffledSampler
 from facetrain.datasets.synth import draw_face
+from facetrain.errors import UserError
 from facetrain.kernels.mining import Triplets, mine_triplets
 from facetrain.preprocess.detectors import Face
 from facetrain.testing import (
@@ -28,6 +29,8 @@ from facetrain.testing import (
     check_trainer,
 )
 from facetrain.train.losses.base import Loss
+from facetrain.train.losses.head import Targets
+from facetrain.train.losses.heads.cosface import CosFace
 from facetrain.train.miners.base import Miner
 from facetrain.train.trainers.base import Trainer
 
@@ -35,7 +38,7 @@ from facetrain.train.trainers.base import Trainer
 def test_the_checks_are_named() -> None:
     import facetrain.testing
 
-    families = ("backbone", "detector", "loss", "miner", "sampler", "trainer")
+    families = ("backbone", "detector", "embedder", "loss", "miner", "sampler", "trainer")
     assert facetrain.testing.__all__ == [f"check_{family}" for family in families]
     assert all(getattr(facetrain.testing, name).__doc__ for name in facetrain.testing.__all__)
 
@@ -975,3 +978,39 @@ def test_broken_detectors_are_found(what: str, photographs: list[np.ndarray]) ->
     make, says = BROKEN_DETECTORS[what]
     with pytest.raises(AssertionError, match=says):
         check_detector(make, photographs=photographs)
+
+
+class CentredOthers(CosFace):
+    def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
+        return cos_BC - cos_BC.mean(1, keepdim=True)
+
+
+class OthersOfOneClass(CosFace):
+    def others(self, cos_BC: Tensor, targets: Targets, target_B: Tensor) -> Tensor:
+        return cos_BC[:, :1]
+
+
+class HalfCosines(CosFace):
+    def cosines(self, unit_BD: Tensor, unit_weight: Tensor) -> Tensor:
+        return super().cosines(unit_BD, unit_weight) / 2
+
+
+class LearnedScale(CosFace):
+    def __init__(self, num_classes: int, embedding_dim: int) -> None:
+        super().__init__(num_classes, embedding_dim)
+        del self.scale
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (CentredOthers, "classes in blocks of three"),
+        (OthersOfOneClass, "classes in blocks of three"),
+        (HalfCosines, "override both, or none"),
+        (LearnedScale, "learns its scale, which a Head cannot: make it a DenseHead"),
+    ],
+)
+def test_heads_that_cannot_be_cut_into_blocks(head: type, says: str) -> None:
+    with pytest.raises((AssertionError, UserError), match=says):
+        check_loss(head)

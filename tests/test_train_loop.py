@@ -18,6 +18,7 @@ from facetrain.batch import Batch
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
+from facetrain.train import loop
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_network, load_state, save_network
 from facetrain.train.loop import Validator, embed, train
@@ -498,3 +499,17 @@ def test_sparse_steps_and_memories_are_resumed(tmp_path: Path, kind: str, optimi
     again = run(tmp_path / "killed", trainer=resumed, backbone=network(seed=99), **how)
     assert same_weights(straight, again)
     assert same_weights(one, resumed)
+
+
+@pytest.mark.parametrize("before", ["highest", "high"])
+def test_tf32_beside_bf16_and_only_meanwhile(before: str) -> None:
+    was = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(before)
+        with loop._tf32(False):
+            assert torch.get_float32_matmul_precision() == before
+        with loop._tf32(True):
+            assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(was)

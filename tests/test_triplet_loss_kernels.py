@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -65,6 +66,16 @@ def test_a_padded_table_gives_the_same_loss(
             torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-6)
 
 
+def test_the_loss_asks_for_a_padded_table(in_kernels: None) -> None:
+    """Where it knows how many are alike: nothing then has to wait for a GPU."""
+    embeddings, labels = batch()
+    loss, seen = Triplet(), []
+    loss.miner.register_forward_hook(lambda miner, given, triplets: seen.append(triplets.padded))
+    for loss.most_alike in (12, None):
+        loss(embeddings, labels, torch.Generator(DEVICE).manual_seed(0))
+    assert seen == [True, False]
+
+
 def test_tables_without_a_triplet(in_kernels: None) -> None:
     embeddings, labels = batch()
     for of, most_alike in ((torch.arange(40, device=DEVICE), 1), (torch.zeros_like(labels), 40)):
@@ -101,8 +112,10 @@ def test_nothing_waits_for_the_gpu(name: str) -> None:
     given = embeddings.clone().requires_grad_()
     loss(given, labels, generator)[0].backward()  # compiles
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         loss(given, labels, generator)[0].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import shutil
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["ieee", "tf32"]
 
@@ -12,7 +19,35 @@ Precision = Literal["ieee", "tf32"]
 def matmul_precision() -> Precision:
     """``ieee``: float32 exactly; ``tf32``: with 10 bits of its mantissa, many times faster. As PyTorch is told
     (`torch.set_float32_matmul_precision`) for its own products."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:  # it was told so by the newer way of saying it, and answers to no other
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def on_device_of(rows: Tensor) -> AbstractContextManager[object]:
+    """Where Triton launches: on the current GPU, whatever tensors it is given."""
+    return torch.cuda.device(rows.device) if rows.is_cuda else nullcontext()
+
+
+def has_kernels(rows: Tensor) -> bool:
+    """Whether the Triton kernels can be launched on these rows. (Where not, torch does the work.)"""
+    return rows.is_cuda and _triton_works()
+
+
+@functools.cache
+def _triton_works() -> bool:
+    """Triton is installed, and a C compiler, with which it makes each kernel's launcher. Warns once where one is not."""
+    if importlib.util.find_spec("triton") is None:
+        missing = "Triton"
+    elif os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return True
+    else:
+        missing = "a C compiler, which Triton needs"
+    warnings.warn(
+        f"without {missing} facetrain's GPU kernels are left out: slower, in more memory", stacklevel=2
+    )
+    return False
 
 
 def parts(programs: int, columns: int, block: int, wanted: int) -> tuple[int, int]:

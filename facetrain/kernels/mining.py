@@ -9,13 +9,14 @@ Xuan et al., "Improved Embeddings with Easy Positive Triplet Mining", WACV 2020 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from facetrain.kernels.launch import matmul_precision
+from facetrain.kernels.launch import has_kernels, matmul_precision
 from facetrain.kernels.mining_chunks import Found, mine_in_chunks
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def mine_triplets(
     negatives alone. ``positives``: of each anchor all of them, or only the closest or the furthest.
     ``max_triplets``: of strategy ``all``. ``bank``: rows [M, D] of earlier batches (cross-batch memory: Wang et al.,
     CVPR 2020) and their labels [M], which serve as positives and negatives too, numbered from N on. ``chunk_rows``:
-    anchors worked on at once, a matter of memory only. ``most_alike``: no label is on more anchors (with a bank: on more
+    anchors worked on at once, a matter of memory, and of how distances round. ``most_alike``: no label is on more anchors (with a bank: on more
     columns); then a GPU need not be asked, nothing waits for it, and the triplets come ``padded``.
 
     The negative of a pair is taken from the rows of other labels,
@@ -91,21 +92,27 @@ def mine_triplets(
     few numbers for each pair: with the negatives of an anchor in order of distance, the violators of each of its
     pairs are one run of that order, found by bisection. (On a GPU: N × the most rows of one label.)
 
-    Raises ValueError for an unknown strategy, labels of another length, or num_anchors out of range; UserError for
-    more than ``max_triplets`` triplets, before there is memory taken for them.
+    Raises ValueError for an unknown strategy, a margin that is no number, shapes or types that do not fit, and
+    num_anchors or chunk_rows out of range; UserError for more than ``max_triplets`` triplets, before there is memory taken for them.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown mining strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
     if positives not in POSITIVES:
         raise ValueError(f"unknown choice of positives {positives!r}: one of {', '.join(POSITIVES)}")
+    _check(embeddings, labels, margin, dimensions=2)
     num_rows = embeddings.shape[0]
-    if labels.shape != (num_rows,):
-        raise ValueError(f"labels are {tuple(labels.shape)}, not ({num_rows},)")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}: 1 or more")
     num_anchors = num_rows if num_anchors is None else num_anchors
     if not 0 <= num_anchors <= num_rows:
         raise ValueError(f"num_anchors is {num_anchors}, with {num_rows} rows in the batch")
     columns, column_labels = embeddings, labels
     if bank is not None:
+        _check(*bank, margin, dimensions=2)
+        if bank[0].shape[1] != embeddings.shape[1]:
+            raise ValueError(
+                f"the bank has {bank[0].shape[1]} dimensions, the embeddings {embeddings.shape[1]}"
+            )
         columns, column_labels = torch.cat([embeddings, bank[0]]), torch.cat([labels, bank[1]])
     how: dict[str, Any] = {
         "num_rows": num_rows,
@@ -137,8 +144,11 @@ def mine_batches(
     """`mine_triplets` within each of several independent batches, embeddings [B, N, D] and labels [B, N].
 
     Row numbers are those of all batches one behind the other, ``embeddings.flatten(0, 1)``. On a GPU one launch of each
-    kernel does for all.
+    kernel does for all (for at most 65,535 batches). Raises ValueError as it does.
     """
+    if strategy not in STRATEGIES or positives not in POSITIVES:
+        raise ValueError(f"unknown mining strategy {strategy!r} or choice of positives {positives!r}")
+    _check(embeddings, labels, margin, dimensions=3)
     num_rows = labels.shape[1]
     how: dict[str, Any] = {
         "margin": margin,
@@ -162,6 +172,20 @@ def mine_batches(
     return _triplets(found, num_pairs, None)
 
 
+def _check(embeddings: Tensor, labels: Tensor, margin: float, *, dimensions: int) -> None:
+    if embeddings.ndim != dimensions or not embeddings.is_floating_point():
+        shape = "[N, D]" if dimensions == 2 else "[B, N, D]"
+        raise ValueError(
+            f"embeddings are {embeddings.dtype} {tuple(embeddings.shape)}, not floating-point {shape}"
+        )
+    if labels.shape != embeddings.shape[:-1]:
+        raise ValueError(f"labels are {tuple(labels.shape)}, not {tuple(embeddings.shape[:-1])}")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels are {labels.dtype}, not torch.int64")
+    if math.isnan(margin):
+        raise ValueError("the margin is no number")
+
+
 def _triplets(found: Found, num_pairs: int, bank: Tensor | None) -> Triplets:
     distances = found.to_positive, found.to_negative
     return Triplets(found.anchor, found.positive, found.negative, num_pairs, bank, distances)
@@ -169,7 +193,8 @@ def _triplets(found: Found, num_pairs: int, bank: Tensor | None) -> Triplets:
 
 def _in_kernels(rows: Tensor, strategy: Strategy) -> bool:
     """Whether the Triton kernels can do it. Double precision and all triplets are left to torch."""
-    return rows.is_cuda and strategy != "all" and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    return has_kernels(rows) and strategy != "all" and rows.dtype in kinds
 
 
 def _mine_in_kernels(

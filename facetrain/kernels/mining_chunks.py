@@ -17,6 +17,7 @@ from facetrain.kernels.distances import squared_distances
 from facetrain.kernels.order import first_smallest, row_order
 
 CHUNK_ELEMENTS = 1 << 19  # distances held at once: 2 MiB of float32
+CHUNK_ROWS = 32  # at least: a product of fewer rows takes many times as long for each
 
 
 class Found(NamedTuple):
@@ -117,7 +118,8 @@ def _chunks(
 ) -> Iterator[tuple[int, Pairs]]:
     """The pairs of some anchors at a time, with the number of the first of these."""
     squares_C = columns_CD.to(torch.promote_types(columns_CD.dtype, torch.float32)).square().sum(1)
-    chunk_rows = max(1, CHUNK_ELEMENTS // max(len(columns_CD), 1)) if chunk_rows is None else chunk_rows
+    if chunk_rows is None:
+        chunk_rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // max(len(columns_CD), 1))
     for start in range(0, num_anchors, chunk_rows):
         stop = min(start + chunk_rows, num_anchors)
         rows_A = torch.arange(start, stop, device=columns_CD.device)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from facetrain.kernels.launch import Precision, parts
+from facetrain.kernels.launch import Precision, on_device_of, parts
 
 RANDOM: tl.constexpr = tl.constexpr(0)
 CLOSEST: tl.constexpr = tl.constexpr(1)
@@ -97,8 +97,8 @@ def _pair_distances_kernel(
     BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """d² of each anchor to one of its listed columns; 0 where none is listed (−1). Differences, not inner products."""
-    k, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    anchors = tl.program_id(0).to(tl.int64) * BLOCK_A + tl.arange(0, BLOCK_A)
+    k, batch = tl.program_id(0) % num_others, tl.program_id(1).to(tl.int64)
+    anchors = (tl.program_id(0) // num_others).to(tl.int64) * BLOCK_A + tl.arange(0, BLOCK_A)
     x_ptr += batch * stride_batch
     is_anchor = anchors < num_anchors
     place = (batch * num_anchors + anchors) * num_others + k
@@ -217,11 +217,12 @@ def closest_others(
     num_parts, columns_a_part = parts(batches * of_anchors, num_columns, blocks["BLOCK_C"], PROGRAMS)
     distance = torch.empty((batches, num_parts, num_anchors), dtype=torch.float32, device=rows_BCD.device)
     column = torch.empty((batches, num_parts, num_anchors), dtype=torch.int32, device=rows_BCD.device)
-    _closest_kernel[(of_anchors, num_parts, batches)](
-        rows_BCD, _squares(rows_BCD), labels_BC, distance, column,
-        num_anchors, num_columns, dim, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
-        PRECISION=precision, **blocks,
-    )  # fmt: skip
+    with on_device_of(rows_BCD):
+        _closest_kernel[(of_anchors, num_parts, batches)](
+            rows_BCD, _squares(rows_BCD), labels_BC, distance, column,
+            num_anchors, num_columns, dim, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
+            PRECISION=precision, **blocks,
+        )  # fmt: skip
     keys = (distance.view(torch.int32).to(torch.int64) << 32) | column.to(torch.int64).clamp_min(0)
     key = keys.amin(1)  # parts are in the order of columns: equal distances go to the first
     return (key >> 32).to(torch.int32).view(torch.float32), key & 0xFFFFFFFF
@@ -234,10 +235,11 @@ def listed_distances(rows_BCD: Tensor, listed_BAK: Tensor) -> Tensor:
     dim = rows_BCD.shape[2]
     distance = torch.empty(listed_BAK.shape, dtype=torch.float32, device=rows_BCD.device)
     block = 16
-    _pair_distances_kernel[(triton.cdiv(num_anchors, block), num_listed, batches)](
-        rows_BCD, listed_BAK, distance, num_anchors, dim, num_listed, rows_BCD.stride(0), rows_BCD.stride(1),
-        BLOCK_A=block, BLOCK_D=min(triton.next_power_of_2(dim), 128), enable_fp_fusion=True,
-    )  # fmt: skip
+    with on_device_of(rows_BCD):
+        _pair_distances_kernel[(triton.cdiv(num_anchors, block) * num_listed, batches)](
+            rows_BCD, listed_BAK, distance, num_anchors, dim, num_listed, rows_BCD.stride(0), rows_BCD.stride(1),
+            BLOCK_A=block, BLOCK_D=min(triton.next_power_of_2(dim), 128), enable_fp_fusion=True,
+        )  # fmt: skip
     return distance
 
 
@@ -263,11 +265,12 @@ def one_in_each_window(
     num_parts, columns_a_part = parts(batches * of_anchors, num_columns, blocks["BLOCK_C"], PROGRAMS)
     found = torch.full((batches, num_parts, num_anchors, num_positives), -1, device=rows_BCD.device)
     zero = torch.zeros((), dtype=torch.int32, device=rows_BCD.device)
-    _window_kernel[(of_anchors, num_parts, batches)](
-        rows_BCD, _squares(rows_BCD), labels_BC, low_BAK, high_BAK, found, zero if seed is None else seed,
-        num_anchors, num_columns, dim, num_positives, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
-        CHOICE=CLOSEST if seed is None else RANDOM, PRECISION=precision, **blocks,
-    )  # fmt: skip
+    with on_device_of(rows_BCD):
+        _window_kernel[(of_anchors, num_parts, batches)](
+            rows_BCD, _squares(rows_BCD), labels_BC, low_BAK, high_BAK, found, zero if seed is None else seed,
+            num_anchors, num_columns, dim, num_positives, columns_a_part, rows_BCD.stride(0), rows_BCD.stride(1),
+            CHOICE=CLOSEST if seed is None else RANDOM, PRECISION=precision, **blocks,
+        )  # fmt: skip
     key = found.amax(1)
     column = key & 0xFFFFFFFF if seed is not None else 0x7FFFFFFF - (key & 0xFFFFFFFF)
     return torch.where(key >= 0, column, -1)
@@ -288,17 +291,18 @@ def pair_gradient(rows_ND: Tensor, first_T: Tensor, second_T: Tensor, grad_T: Te
     weight = torch.cat([grad_T, grad_T])[order]
     gradient = torch.empty((num_rows, dim), dtype=torch.float32, device=rows_ND.device)
     block = min(triton.next_power_of_2(dim), 256)
-    _pair_gradient_kernel[(num_rows, triton.cdiv(dim, block))](
-        rows_ND,
-        other,
-        weight,
-        begin,
-        gradient,
-        dim,
-        rows_ND.stride(0),
-        BLOCK_D=block,
-        enable_fp_fusion=True,
-    )
+    with on_device_of(rows_ND):
+        _pair_gradient_kernel[(num_rows, triton.cdiv(dim, block))](
+            rows_ND,
+            other,
+            weight,
+            begin,
+            gradient,
+            dim,
+            rows_ND.stride(0),
+            BLOCK_D=block,
+            enable_fp_fusion=True,
+        )
     return gradient
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from facetrain.kernels.launch import has_kernels
 from facetrain.kernels.order import first_largest
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of a block's logits, or of its weights: 4 MiB of float32, which a processor's cache holds; on a GPU enough to fill it.
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
+LEAST_CLASSES = 64  # of a block, however many rows there are
 
 
 # Of rows, weight and bias; None where it is not wanted.
@@ -30,7 +32,11 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Hard(NamedTuple):
-    """Where a class's cosine is above ``bound_B``, c0 + c1 · cos + c2 · cos² takes its place; coefficients: (c0, c1, c2)."""
+    """Where a class's cosine is above ``bound_B``, c0 + c1 · cos + c2 · cos² takes its place.
+
+    bound_B: [B], one for each row. coefficients: (c0, c1, c2), numbers or scalar tensors, the same for all rows. None of
+    them gets a gradient.
+    """
 
     bound_B: Tensor
     coefficients: tuple[float | Tensor, float | Tensor, float | Tensor]
@@ -79,7 +85,7 @@ def own_and_others(
     if classes_at_once is None:
         sub_centers = weight_CD[0].numel() // weight_CD.shape[-1]
         of_a_class = max(len(rows_BD) * sub_centers, weight_CD[0].numel(), 1)
-        classes_at_once = max(64, BLOCK_ELEMENTS.get(rows_BD.device.type, 1 << 24) // of_a_class)
+        classes_at_once = max(LEAST_CLASSES, BLOCK_ELEMENTS.get(rows_BD.device.type, 1 << 24) // of_a_class)
     own_BD, lse_B, nearest_B = _OwnAndOthers.apply(
         rows_BD, weight_CD, bias_C, labels_B, block_of, classes_at_once
     )
@@ -114,7 +120,8 @@ class _OwnAndOthers(torch.autograd.Function):
             grad_rows, grad_weight, grad_bias = work.gradients(lse_B, grad_B, ctx.needs_input_grad[:3])
         if grad_weight is not None:
             labels_B = inputs[3]
-            grad_weight.index_add_(0, labels_B, grad_own_BD)
+            # Sorted where rows share a class, not added atomically as index_add_ does on a GPU.
+            grad_weight.index_put_((labels_B,), grad_own_BD, accumulate=True)
         return grad_rows, grad_weight, grad_bias, None, None, None
 
 
@@ -129,16 +136,13 @@ def _work(
     """With the Triton kernels where they can do it: on a GPU, in float32."""
     in_float32 = rows_BD.dtype == weight_CD.dtype == torch.float32
     few_sub_centers = weight_CD[0].numel() <= 16 * weight_CD.shape[-1]  # a tile holds all those of a class
-    able = _has_kernels(rows_BD) and in_float32 and few_sub_centers and len(rows_BD) > 0
+    has_a_form = bias_C is None or weight_CD.ndim == 2
+    able = has_kernels(rows_BD) and in_float32 and few_sub_centers and has_a_form and len(rows_BD) > 0
     if block.logits is None or not able:
         return Blocks(rows_BD, weight_CD, bias_C, labels_B, block, classes_at_once)
     from facetrain.kernels.over_classes_triton import Tiles
 
     return Tiles(rows_BD, weight_CD, bias_C, labels_B, block.logits)
-
-
-def _has_kernels(rows_BD: Tensor) -> bool:
-    return rows_BD.is_cuda
 
 
 class Blocks:
@@ -207,7 +211,19 @@ def entries(weight_CD: Tensor, classes_S: Tensor) -> Tensor:
     """``weight_CD[classes_S]``, for classes that ascend and are all different; its gradient is sparse: it costs what S
     classes cost, however many there are."""
     taken: Tensor = _Entries.apply(weight_CD, classes_S)
+    if isinstance(weight_CD, torch.nn.Parameter):
+        if not hasattr(weight_CD, "_drawn"):
+            weight_CD.register_post_accumulate_grad_hook(_say_coalesced)
+        weight_CD._drawn = len(classes_S)  # type: ignore[attr-defined]
     return taken
+
+
+def _say_coalesced(weight_CD: Tensor) -> None:
+    """A sparse gradient loses the flag that says so on its way to the parameter: its classes are sorted and all different
+    still, unless a second one was added to it. Optimisers would sort it again, wait for a GPU, and copy it."""
+    gradient = weight_CD.grad
+    if gradient is not None and gradient.is_sparse and gradient._nnz() == weight_CD._drawn:  # type: ignore[attr-defined]
+        gradient._coalesced_(True)
 
 
 class _Entries(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 They do what `facetrain.kernels.over_classes` does with torch, up to rounding, for the heads that `Logits` describes. The
 forward pass is one kernel. The backward pass takes classes a block at a time: a kernel makes the block's logits again and
-turns them into their gradient at once; what is left are two matrix products, cuBLAS's. Nothing is added atomically.
+turns them into their gradient at once; what is left are two matrix products, cuBLAS's. Nothing is added atomically. (Of a NaN among a class's sub-centres nothing is seen here.)
 
 Legend of shapes: B rows, C classes, K weights of a class (sub-centres), n weights of a block, D dimensions, S parts that
 the classes are cut into.
@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from facetrain.kernels.launch import Precision, matmul_precision, parts
+from facetrain.kernels.launch import Precision, matmul_precision, on_device_of, parts
 from facetrain.kernels.order import first_largest
 from facetrain.kernels.over_classes import BLOCK_ELEMENTS, Gradients, Logits
 from facetrain.kernels.unit import SHORTEST
 
 PROGRAMS = 512  # wanted at least, so that a large GPU has work for all its multiprocessors
+LEAST_PROGRAMS = 128  # of a block of the backward pass, however many rows there are
 
 
 @triton.jit
@@ -226,10 +227,11 @@ class Tiles:
         num_parts, classes_a_part = parts(of_rows, len(self.weight), blocks["BLOCK_C"], PROGRAMS)
         lse_SB, best_SB = self.rows_BD.new_empty((2, num_parts, num_rows))
         nearest_SB = torch.empty((num_parts, num_rows), dtype=torch.int64, device=lse_SB.device)
-        _others_kernel[(of_rows, num_parts)](
-            *self.pointers, lse_SB, best_SB, nearest_SB,
-            num_rows, len(self.weight), dim, classes_a_part, **self.constants, **blocks,
-        )  # fmt: skip
+        with on_device_of(self.rows_BD):
+            _others_kernel[(of_rows, num_parts)](
+                *self.pointers, lse_SB, best_SB, nearest_SB,
+                num_rows, len(self.weight), dim, classes_a_part, **self.constants, **blocks,
+            )  # fmt: skip
         part_B1 = first_largest(best_SB.T)[1][:, None]
         return lse_SB.logsumexp(0), nearest_SB.T.gather(1, part_B1)[:, 0]
 
@@ -242,17 +244,18 @@ class Tiles:
         grad_rows = torch.zeros_like(self.rows_BD) if wanted[0] else None
         grad_weight = torch.empty_like(flat_ND) if wanted[1] else None
         grad_bias = torch.empty_like(self.bias_C) if self.bias_C is not None and wanted[2] else None
-        size = max(blocks["BLOCK_C"], BLOCK_ELEMENTS["cuda"] // (num_rows * sub_centers))
+        size = max(LEAST_PROGRAMS * blocks["BLOCK_C"], BLOCK_ELEMENTS["cuda"] // (num_rows * sub_centers))
         for first in range(0, len(self.weight), size):
             end = min(first + size, len(self.weight))
             here = slice(first * sub_centers, end * sub_centers)
             weight_nD = flat_ND[here]
             shares_Bn = self.rows_BD.new_empty((num_rows, len(weight_nD)))
             sums_n = self.rows_BD.new_empty(len(weight_nD))
-            _shares_kernel[(triton.cdiv(end - first, blocks["BLOCK_C"]),)](
-                *self.pointers, lse_B, grad_B.contiguous(), shares_Bn, sums_n,
-                num_rows, first, end, dim, **self.constants, **blocks,
-            )  # fmt: skip
+            with on_device_of(self.rows_BD):
+                _shares_kernel[(triton.cdiv(end - first, blocks["BLOCK_C"]),)](
+                    *self.pointers, lse_B, grad_B.contiguous(), shares_Bn, sums_n,
+                    num_rows, first, end, dim, **self.constants, **blocks,
+                )  # fmt: skip
             if grad_weight is not None:
                 taken_off_n = (
                     sums_n * inverse_N[here].square() if self.normalised else torch.zeros_like(sums_n)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from facetrain.kernels import over_classes
+from facetrain.kernels.unit import unit
 from facetrain.testing.expect import (
     expect,
     expect_finite_state,
@@ -22,6 +24,8 @@ from facetrain.testing.expect import (
     through_file,
 )
 from facetrain.train.losses.base import Loss
+from facetrain.train.losses.dense_head import DenseHead
+from facetrain.train.losses.head import Head
 
 DRAWS = 200  # of a loss with chance in it, to see whether its mean depends on the order of the rows
 
@@ -59,6 +63,7 @@ def check_loss(
     check.precisions_agree()
     check.chance_comes_from_the_generator()
     check.order_plays_no_part()
+    check.blocks_of_classes_do_not_show()
     check.num_anchors_of_all_is_none()
     check.extra_negatives_are_no_positives()
     check.margin_share()
@@ -256,6 +261,34 @@ class _LossCheck:
         expect(
             bool(difference <= 1e-6 * max(1.0, gradient.abs().max().item())),
             f"{self.name}: with the rows in another order, gradients of rows change by up to {difference:g}",
+        )
+
+    def blocks_of_classes_do_not_show(self) -> None:
+        """Of heads that go through the classes in blocks, and see some of them at a time."""
+        loss = self.loss(dtype=torch.float64).eval()
+        if not isinstance(loss, Head) or isinstance(loss, DenseHead) or self.is_random():
+            return
+        whole = self.plain_value(loss, 0)
+        least, elements = over_classes.LEAST_CLASSES, over_classes.BLOCK_ELEMENTS
+        try:
+            over_classes.LEAST_CLASSES, over_classes.BLOCK_ELEMENTS = 3, dict.fromkeys(elements, 1)
+            parts = self.plain_value(loss, 0)
+        finally:
+            over_classes.LEAST_CLASSES, over_classes.BLOCK_ELEMENTS = least, elements
+        for what, one, other in zip(("loss", "gradient"), whole, parts, strict=True):
+            expect(
+                torch.allclose(one, other, rtol=1e-8, atol=1e-10),
+                f"{self.name}: the {what} is another one with the classes in blocks of three: 'others' and 'cosines' may "
+                f"look at each class alone, and must return a number for each; or make it a DenseHead",
+            )
+        if type(loss).forward is not Head.forward:
+            return
+        unit_BD, weight = unit(leaf(self.embeddings, torch.float64).detach()), unit(loss.weight.detach())
+        own_B = loss.own_cosines(unit_BD, weight[self.labels])
+        among_B = loss.cosines(unit_BD, weight).gather(1, self.labels[:, None])[:, 0]
+        expect(
+            torch.allclose(own_B, among_B, rtol=1e-8, atol=1e-10),
+            f"{self.name}: own_cosines says other than cosines of the rows' own classes: override both, or none",
         )
 
     def num_anchors_of_all_is_none(self) -> None:

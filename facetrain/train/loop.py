@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from facetrain.batch import Batches
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.files import write_bytes
+from facetrain.kernels.launch import matmul_precision
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
 from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
@@ -79,7 +80,12 @@ def train(
     state saved; a second one ends at once.
     """
     run = _Run(folder, config, backbone, trainer, batches, validators, info, device, reporter)
-    with _stop_signals() as stop, _tf32(device.type == "cuda" and uses_bf16(config.precision, device)):
+    on_gpu = device.type == "cuda"
+    with (
+        _stop_signals() as stop,
+        torch.cuda.device(device) if on_gpu else nullcontext(),
+        _tf32(on_gpu and uses_bf16(config.precision, device)),
+    ):
         return run.run(stop)
 
 
@@ -339,13 +345,14 @@ def bf16_is_fast(device: torch.device) -> bool:
 @contextmanager
 def _tf32(enabled: bool) -> Iterator[None]:
     """On a GPU, float32 products of heads and losses in TF32: more exact than what comes from a network in bf16."""
-    before = torch.get_float32_matmul_precision()
-    if enabled:
-        torch.set_float32_matmul_precision("high")
+    if not enabled or matmul_precision() == "tf32":
+        yield
+        return
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
 
 
 @contextmanager

@@ -7,14 +7,14 @@ stands still until their turn comes: An et al., "Partial FC", 2021, do the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 1 << 16  # what is gathered for a step, 128 MiB of 512 float32 each
+ROWS_AT_ONCE = 1 << 14  # what is gathered for a step, 32 MiB of 512 float32 each
 
 
 class RowSGD(torch.optim.SGD):
@@ -26,7 +26,8 @@ class RowSGD(torch.optim.SGD):
         super().__init__(params, **how)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = _of(closure)
         with _sparse_aside(self.param_groups) as sparse:
             super().step()
             for parameter, rows, gradient, group in sparse:
@@ -39,6 +40,7 @@ class RowSGD(torch.optim.SGD):
                     moved.add_(state["momentum_buffer"][rows], alpha=group["momentum"])
                     state["momentum_buffer"][rows] = moved
                 parameter[rows] = weight.sub_(moved, alpha=group["lr"])
+        return loss
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -50,7 +52,8 @@ class RowAdamW(torch.optim.AdamW):
         super().__init__(params, **how)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = _of(closure)
         with _sparse_aside(self.param_groups) as sparse:
             super().step()
             counted: set[Tensor] = set()
@@ -73,6 +76,15 @@ class RowAdamW(torch.optim.AdamW):
                 scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
                 weight = parameter[rows].mul_(1 - group["lr"] * group["weight_decay"])
                 parameter[rows] = weight.sub_(mean.div_(1 - beta1**step).div_(scale), alpha=group["lr"])
+        return loss
+
+
+def _of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure, which does the backward pass, returns."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from facetrain.errors import UserError
 from facetrain.kernels.over_classes import Block, Hard, Logits, entries, own_and_others
 from facetrain.kernels.unit import unit
 from facetrain.train.losses.base import Loss
@@ -48,6 +49,8 @@ class Head(Loss):
     ``sampled_classes``: share of the classes that take part in a step of training, those of its rows and random others
     (An et al., "Partial FC", 2021); the weights' gradient is sparse then. ``train_accuracy`` is among them.
 
+    A learned ``scale`` needs a `DenseHead`: the blocks give it no gradient.
+
     Every margin is multiplied by ``margin_share``; at 0 there is none. All is computed in float32, or float64 if the
     embeddings or weights are; also under autocast.
     """
@@ -74,6 +77,10 @@ class Head(Loss):
         Statistics: ``train_accuracy``, share of rows whose nearest weight is their own class's, before the margin;
         ``cos_target``, mean cosine to it; and the head's own.
         """
+        if isinstance(self.scale, Tensor) and self.scale.requires_grad:
+            raise UserError(
+                f"{type(self).__name__} learns its scale, which a Head cannot: make it a DenseHead"
+            )
         with torch.autocast(embeddings.device.type, enabled=False):
             classes_S, own_B = self.taking_part(labels, generator)
             weight = self.weight if classes_S is None else entries(self.weight, classes_S)

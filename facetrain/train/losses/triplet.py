@@ -146,6 +146,8 @@ def triplet_loss(
     just these embeddings (`Triplets.distances`, fresh from the miner); without it they are computed. Without triplets
     the loss is 0 and its gradient zeros. Memory is O(T + N·D), and nothing waits for the device.
     """
+    if distance not in SHARE_OF_D2 or average not in get_args(Average):
+        raise ValueError(f"unknown distance {distance!r} or average {average!r}")
     rows = embeddings if triplets.bank is None else torch.cat([embeddings, triplets.bank.detach()])
     sides = [(triplets.anchor, triplets.positive), (triplets.anchor, triplets.negative)]
     if swap:

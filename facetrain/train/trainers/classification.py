@@ -83,7 +83,9 @@ class ClassificationTrainer(Trainer):
                 f"'{pair_loss}' is a head: a pair_loss compares photographs with one another, such as supcon"
             )
         if not 0 < sampled_classes <= 1:
-            raise UserError(f"sampled_classes = {sampled_classes:g}: choose a share of the people, up to 1")
+            raise UserError(
+                f"sampled_classes = {sampled_classes:g}: choose a share of the people above 0, 1 at most"
+            )
         if sampled_classes < 1:
             if not isinstance(self.loss, Head) or isinstance(self.loss, DenseHead):
                 raise UserError(
@@ -116,6 +118,7 @@ class ClassificationTrainer(Trainer):
         loss, stats = self.loss(embeddings, batch.labels, generator)
         if self.pair_loss is None:
             return loss, stats
+        self.pair_loss.most_alike = batch.most_alike
         of_pairs, pair_stats = self.pair_loss(embeddings, batch.labels, generator, batch.num_anchors)
         parts = {"loss_head": loss.detach(), "loss_pairs": of_pairs.detach()}
         return loss + self.pair_weight * of_pairs, {**pair_stats, **stats, **parts}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from facetrain.errors import UserError
+
 
 class CrossBatchMemory(nn.Module):
     """The last ``size`` embeddings and their labels, without gradients. Its state is saved and resumed."""
@@ -19,8 +21,14 @@ class CrossBatchMemory(nn.Module):
     def __init__(self, size: int, embedding_dim: int) -> None:
         super().__init__()
         self.size, self.filled, self.next = size, 0, 0
-        self.register_buffer("rows", torch.zeros(size, embedding_dim))
-        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        try:
+            self.register_buffer("rows", torch.zeros(size, embedding_dim))
+            self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        except RuntimeError:
+            gigabytes = 4e-9 * size * embedding_dim
+            raise UserError(
+                f"a memory of {size:,} embeddings takes {gigabytes:,.0f} GB, which are not there: choose fewer"
+            ) from None
 
     def behind(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A batch with what is remembered behind it."""
