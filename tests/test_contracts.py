@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,14 @@ def each(family: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @each("losses")
 def test_loss(name: str) -> None:
     check_loss(resolve("losses", name))
+
+
+def test_the_head_in_the_documents() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "heads.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    check_loss(names["Wary"], gradcheck=True)
 
 
 @pytest.mark.parametrize(("name", "options"), LOSS_VARIANTS)

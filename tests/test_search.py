@@ -354,6 +354,30 @@ def test_faiss_that_is_not_there(monkeypatch):
         top_k(x, x, 1, backend="faiss")
 
 
+def test_what_is_proposed_are_the_largest_products():
+    """Whatever the blocks: late ones have few chunks above what is held already."""
+    rng = np.random.default_rng(14)
+    gallery, queries = small_products(rng, 3000), torch.tensor(small_products(rng, 20))
+    products = queries @ torch.tensor(gallery).T
+    for block_bytes in (4 * 20 * 64, 4 * 20 * 256, 4 * 20 * 1024, 4 * 20 * 1000, 1 << 20):
+        values, rows = search._propose(queries, gallery, 30, None, block_bytes)
+        assert torch.equal(values, products.topk(30, dim=1).values)
+        assert torch.equal(products.gather(1, rows), values)
+        assert all(len(set(row)) == 30 for row in rows.tolist())
+
+
+def small_products(rng, n):
+    return (rng.integers(-50, 51, (n, 3)) / 64).astype(np.float32)  # exact in float32
+
+
+def test_the_two_zeros_are_equal_and_order_is_that_of_numbers():
+    scores = torch.tensor([0.0, -0.0, -1.5, 2.0, -1e-30, 1e-30])
+    keys = search._keys(scores, torch.arange(6))
+    assert keys.argsort(descending=True).tolist() == [3, 5, 0, 1, 4, 2]
+    back, rows = search._unkey(keys)
+    assert torch.equal(back, scores) and rows.tolist() == list(range(6))
+
+
 def test_no_matrix_of_all_similarities(monkeypatch):
     """No block of products is larger than was allowed, in any of the ways."""
     sizes = []
