@@ -444,7 +444,9 @@ main(["-C", {str(root)!r}, "export", "--parquet", {str(out)!r}])
 
 class TestRefused:
     def test_no_format(self, root: Path, out: Path, wrong: Callable[..., str]) -> None:
-        assert wrong(root, "export", out) == f"Error: in which format? `ft export --parquet {out}`\n"
+        assert wrong(root, "export", out) == (
+            f"Error: in which format? `ft export --parquet {out}`, --onnx, --torchscript or --safetensors\n"
+        )
 
     def test_nothing_aligned(self, tmp_path: Path, out: Path, wrong: Callable[..., str]) -> None:
         (tmp_path / "new").mkdir()

@@ -62,13 +62,13 @@ class CheckpointEmbedder(Embedder):
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.info: NetworkInfo
-        self._network, self.info = load_network(path, device)
-        self.spec, self._device = self.info.image_spec, device
+        self.network, self.info = load_network(path, device)
+        self.spec, self.device = self.info.image_spec, device
 
     @torch.inference_mode()
     def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        images = scaled(torch.from_numpy(crops).to(self._device), self.spec)
-        embeddings: NDArray[np.float32] = self._network(images).float().cpu().numpy()
+        images = scaled(torch.from_numpy(crops).to(self.device), self.spec)
+        embeddings: NDArray[np.float32] = self.network(images).float().cpu().numpy()
         return embeddings
 
 
