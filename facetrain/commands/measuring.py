@@ -225,6 +225,14 @@ def show_evaluation(done: Any) -> None:
             f"{result.same_pairs:,} / {result.different_pairs:,}",
         )
     )
+    if done.retrieval is not None:
+        found = done.retrieval
+        rows += [
+            ("precision@1", f"{found.precision_at_1:.4f}"),
+            ("R-precision", f"{found.r_precision:.4f}"),
+            ("MAP@R", f"{found.map_at_r:.4f}"),
+            ("photographs looked for", f"{found.queries:,}"),
+        ]
     table(rows)
     for note in done.notes:
         click.echo(f"note: {note}")

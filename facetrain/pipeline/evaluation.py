@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError
 from facetrain.evaluate.figures import roc_figure
 from facetrain.evaluate.pairs import PairList, find_photographs, read_pairs
+from facetrain.evaluate.retrieval import RetrievalResult, retrieve
 from facetrain.evaluate.verification import VerificationResult, make_pairs, roc, verify
 from facetrain.files import write_json
 from facetrain.image_spec import ImageSpec, require_same
@@ -27,6 +28,8 @@ from facetrain.pipeline.subject import Subject, counted
 from facetrain.progress import Progress
 from facetrain.workspace import Workspace
 
+MOST_SEARCHED = 100_000  # photographs, each among all others: half a minute on two cores
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -36,6 +39,7 @@ class Evaluation:
     facts: dict[str, Any]  # what goes into the JSON file beside the result
     files: list[Path]
     notes: list[str]
+    retrieval: RetrievalResult | None = None
 
 
 def evaluate_pairs(
@@ -104,7 +108,8 @@ def evaluate_split(
     device: torch.device,
     jobs: int,
 ) -> Evaluation:
-    """Verification on pairs of the validation split of the current dataset."""
+    """Verification on pairs of the validation split of the current dataset, and retrieval: each of its photographs is
+    looked for among all others."""
     dataset = subject.dataset(workspace, aligned)
     index = read_index(dataset.folder)
     require_same(subject.embedder.spec, subject.what, index.spec, f"dataset {dataset.aligned}")
@@ -125,8 +130,15 @@ def evaluate_split(
         "flip": flip,
     }
     notes = _overlap(subject, set(photos.identities))
+    retrieval = None
+    if len(photos) <= MOST_SEARCHED:
+        retrieval = retrieve(embeddings, photos.labels, device=device)
+        facts["retrieval"] = retrieval.to_dict()
+    else:
+        notes.append(f"retrieval is not measured among more than {MOST_SEARCHED:,} photographs")
     result = verify(scores, pairs.same, pairs.folds)
-    return _write(result, scores, pairs.same, facts, subject, out, "validation", notes)
+    done = _write(result, scores, pairs.same, facts, subject, out, "validation", notes)
+    return replace(done, retrieval=retrieval)
 
 
 def _embedded(subject: Subject, batches: Iterable[np.ndarray], count: int, flip: bool) -> np.ndarray:
