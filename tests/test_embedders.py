@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from facetrain.dlib_models import model_path
 from facetrain.errors import UserError
 from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.embedders.dlib_network import DlibNetwork
 from facetrain.evaluate.embedders.onnx_file import OnnxFile
+from facetrain.evaluate.verification import verify
 from facetrain.image_spec import ImageSpec
 from facetrain.plugins import make
 from facetrain.testing import check_embedder
@@ -125,6 +129,33 @@ def test_onnx_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 PAIRS = "2\t2\nann\t1\t2\nbob\t1\t2\nann\t1\tbob\t1\nann\t2\tbob\t2\nann\t1\t3\nbob\t1\t3\nann\t3\tbob\t3\nann\t3\tbob\t1\n"
+
+
+def test_a_bin_file(root: Path, ft: Callable, wrong: Callable, tmp_path: Path) -> None:
+    paths = [f"{name}/{number}.jpg" for name in ("ann", "bob") for number in (1, 2, 3)]
+    images = [(root / "aligned" / path).read_bytes() for path in paths]
+    chosen = [(0, 1), (0, 3), (3, 4), (1, 4), (1, 2), (2, 5)]
+    same = [a // 3 == b // 3 for a, b in chosen]
+    file = tmp_path / "set.bin"
+    file.write_bytes(pickle.dumps(([images[i] for pair in chosen for i in pair], same)))
+    named = ["--embedder", f"{__name__}:Means", "-j", 1]
+    text = ft(root, "evaluate", *named, "--pairs", file, "--out", tmp_path / "out").output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["photographs"] == 6 and "does not say how its crops were made" in text
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
+    embeddings = Means().embed([pixels])
+    scores = np.array([embeddings[a] @ embeddings[b] for a, b in chosen])
+    expected = verify(scores, same, np.arange(6))
+    assert found["accuracy_mean"] == expected.accuracy_mean
+    assert found["auc"] == expected.auc
+
+    assert "leave out --images" in wrong(root, "evaluate", *named, "--pairs", file, "--images", root / "raw")
+    large = ["--embedder", f"{__name__}:Means", "--embedder-arg", "side_px=64", "-j", 1]
+    line = wrong(root, "evaluate", *large, "--pairs", file)
+    assert "image 1 of 12 cannot be used: it is 32×32 pixels, not 64×64" in line
+    file.write_bytes(b"nonsense")
+    assert "no verification set, or damaged" in wrong(root, "evaluate", *named, "--pairs", file)
 
 
 def test_evaluate_by_name(root: Path, ft: Callable, wrong: Callable, tmp_path: Path) -> None:

@@ -56,7 +56,12 @@ flip_option = click.option(
 @click.argument("checkpoint", required=False)
 @embedder_option
 @embedder_args_option
-@click.option("--pairs", type=FOLDER, help="A pairs file in LFW's format. Without it: the validation split.")
+@click.option(
+    "--pairs",
+    type=FOLDER,
+    help="A pairs file in LFW's format, or insightface's .bin, which holds the photographs too. Without it: the validation "
+    "split.",
+)
 @click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
 @multi_option
 @click.option(
@@ -100,7 +105,10 @@ def evaluate(
     LFW's protocol, the threshold of each fold chosen on the others; raw photographs are aligned as the
     network wants them.
     """
-    if (pairs is None) != (images is None):
+    is_bin = pairs is not None and pairs.suffix == ".bin"
+    if is_bin and images is not None:
+        raise UserError(f"{pairs} holds its photographs: leave out --images")
+    if not is_bin and (pairs is None) != (images is None):
         raise UserError(
             "--pairs and --images go together: the list of pairs, and the folder of its photographs"
         )
@@ -111,7 +119,9 @@ def evaluate(
     on = device_of(device)
     subject = subject_of(workspace, checkpoint, embedder, embedder_args, on, jobs)
     how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
-    if pairs is not None and images is not None:
+    if pairs is not None and images is None:
+        done = evaluation.evaluate_bin(workspace, subject, pairs, **how)
+    elif pairs is not None and images is not None:
         done = evaluation.evaluate_pairs(
             workspace, subject, pairs, images, multi=multi, no_face=no_face, **how
         )

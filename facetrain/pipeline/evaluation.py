@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from facetrain.datasets.cache.leases import open_manifest
-from facetrain.datasets.crop_files import read_crops
+from facetrain.datasets.crop_files import decoded, read_crops
+from facetrain.datasets.importers.verification_bin import read_bin
 from facetrain.datasets.loader import plain_crops
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import UserError
 from facetrain.evaluate.figures import roc_figure
 from facetrain.evaluate.pairs import PairList, find_photographs, read_pairs
 from facetrain.evaluate.retrieval import RetrievalResult, retrieve
-from facetrain.evaluate.verification import VerificationResult, make_pairs, roc, verify
+from facetrain.evaluate.verification import NUM_FOLDS, VerificationResult, make_pairs, roc, verify
 from facetrain.files import write_json
 from facetrain.image_spec import ImageSpec, require_same
 from facetrain.index import read_index
@@ -94,6 +95,40 @@ def evaluate_pairs(
     notes += _overlap(subject, {name for name, _ in named})
     result = verify(scores[keep], pairs.same[keep], pairs.folds[keep])
     return _write(result, scores[keep], pairs.same[keep], facts, subject, out, pairs_file.stem, notes)
+
+
+def evaluate_bin(
+    workspace: Workspace, subject: Subject, file: Path, *, flip: bool, out: Path | None, jobs: int
+) -> Evaluation:
+    """LFW's protocol on one of insightface's verification sets, a .bin file with the crops in it.
+
+    Ten folds, cut from the pairs in the file's order, as insightface cuts them. Which crops the file holds it does not
+    say: they are taken to be of the embedder's kind if they are of its size.
+    """
+    pairs = read_bin(file)
+    images = [image for first, second, _ in pairs.pairs() for image in (first, second)]
+    row_of: dict[bytes, int] = {}  # equal images are embedded once
+    rows = np.array([row_of.setdefault(image, len(row_of)) for image in images]).reshape(-1, 2)
+    unique = list(row_of)
+    names = [""] * len(unique)
+    for i, image in enumerate(images):
+        names[row_of[image]] = names[row_of[image]] or f"{file}: image {i + 1} of {len(images):,}"
+    spec = subject.embedder.spec
+    embeddings = _embedded(subject, decoded(names, unique.__getitem__, spec, jobs), len(unique), flip)
+    scores = (embeddings[rows[:, 0]] * embeddings[rows[:, 1]]).sum(axis=1)
+    same = np.array(pairs.same)
+    folds = np.concatenate(
+        [
+            np.full(len(part), fold)
+            for fold, part in enumerate(np.array_split(same, min(NUM_FOLDS, len(same))))
+        ]
+    )
+    facts = {"protocol": "lfw", "pairs": str(file), "photographs": len(unique), "flip": flip}
+    notes = [
+        f"{file.name} does not say how its crops were made: the network takes {spec.landmarks} crops "
+        f"({spec.detector}, {spec.predictor} points), and does worse on others"
+    ]
+    return _write(verify(scores, same, folds), scores, same, facts, subject, out, file.stem, notes)
 
 
 def evaluate_split(

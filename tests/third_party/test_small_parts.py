@@ -3,11 +3,12 @@
 from functools import partial
 
 from small_parts.backbone import depthwise
+from small_parts.embedder import Thumbnails
 from small_parts.loss import ProxyNCA
 from small_parts.miner import DistanceWeighted
 from small_parts.trainer import CenterTrainer
 
-from facetrain.testing import check_backbone, check_loss, check_miner, check_trainer
+from facetrain.testing import check_backbone, check_embedder, check_loss, check_miner, check_trainer
 
 
 def test_loss() -> None:
@@ -25,3 +26,7 @@ def test_backbone() -> None:
 
 def test_trainer() -> None:
     check_trainer(partial(CenterTrainer, batch_size=32))
+
+
+def test_embedder() -> None:
+    check_embedder(Thumbnails)

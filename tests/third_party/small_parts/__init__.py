@@ -1,1 +1,1 @@
-"""A loss, a miner, a backbone and a trainer for facetrain, from outside of it."""
+"""A loss, a miner, a backbone, a trainer and an embedder for facetrain, from outside of it."""
