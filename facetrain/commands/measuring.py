@@ -117,7 +117,7 @@ def evaluate(
 
     workspace = open_workspace(ctx, create=pairs is not None)
     on = device_of(device)
-    subject = subject_of(workspace, checkpoint, embedder, embedder_args, on, jobs)
+    subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
     how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
     if pairs is not None and images is None:
         done = evaluation.evaluate_bin(workspace, subject, pairs, **how)
@@ -141,7 +141,6 @@ def subject_of(
     embedder: str | None,
     embedder_args: tuple[str, ...],
     device: torch.device,
-    jobs: int,
 ) -> Subject:
     """What is measured, or embeds, as the options say."""
     if embedder is not None and checkpoint is not None:
@@ -151,7 +150,7 @@ def subject_of(
     from facetrain.pipeline.subject import open_subject
 
     arguments = settings_of("--embedder-arg", embedder_args)
-    return open_subject(workspace, checkpoint, embedder, arguments, device, jobs)
+    return open_subject(workspace, checkpoint, embedder, arguments, device)
 
 
 @click.command()
@@ -200,7 +199,7 @@ def embed(
 
     writer_of(out, queries=query is not None)
     workspace = open_workspace(ctx, create=tree is not None)
-    subject = subject_of(workspace, checkpoint, embedder, embedder_args, device_of(device), jobs)
+    subject = subject_of(workspace, checkpoint, embedder, embedder_args, device_of(device))
     how: dict[str, Any] = {"aligned": aligned, "part": part, "multi": multi, "jobs": jobs}
     sources = [source_of(workspace, tree, subject, **how)]
     if query is not None:

@@ -78,7 +78,6 @@ def open_subject(
     embedder: str | None,
     embedder_args: dict[str, Any],
     device: torch.device,
-    jobs: int,
 ) -> Subject:
     """What ``checkpoint`` names (see `find_checkpoint`), or an embedder of that family, or an .onnx file."""
     if embedder is None:
@@ -90,7 +89,7 @@ def open_subject(
     name, arguments = embedder, embedder_args
     if embedder.endswith(".onnx"):
         name, arguments = "onnx", {"path": embedder, **embedder_args}
-    made = make("embedders", name, arguments, jobs=jobs)
+    made = make("embedders", name, arguments)
     if not isinstance(made, Embedder):
         raise UserError(
             f"'{embedder}' cannot be used as an embedder: it makes a {type(made).__name__}, no Embedder"

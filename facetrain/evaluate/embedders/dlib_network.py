@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,26 +18,18 @@ class DlibNetwork(Embedder):
     little, its embeddings being nearly of one length.
 
     jitters: embeddings of so many randomly moved, turned and mirrored copies of the chip are averaged, 0 for the chip
-    itself. jobs: threads, each with a network of its own.
+    itself. One core, whatever there are: dlib holds Python's lock meanwhile.
     """
 
     spec = ImageSpec(size_px=150, landmarks="dlib-chip", predictor=5, format="png", quality=0)
 
-    def __init__(self, *, jitters: int = 0, jobs: int = 1) -> None:
+    def __init__(self, *, jitters: int = 0) -> None:
         import dlib
 
-        path = str(model_path("dlib_face_recognition_resnet_model_v1.dat"))
-        self._networks = [dlib.face_recognition_model_v1(path) for _ in range(max(1, jobs))]
-        self._threads = ThreadPoolExecutor(len(self._networks))
+        path = model_path("dlib_face_recognition_resnet_model_v1.dat")
+        self._network = dlib.face_recognition_model_v1(str(path))
         self._jitters = jitters
 
     def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = np.array_split(crops, len(self._networks))
-        found = self._threads.map(self._some, self._networks, parts)
-        return np.concatenate([part for part in found if len(part)])
-
-    def _some(self, network: object, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if not len(crops):
-            return np.empty((0, 128), np.float32)
-        found = network.compute_face_descriptor(list(crops), self._jitters)  # type: ignore[attr-defined]
-        return np.array(found, np.float32)
+        found = self._network.compute_face_descriptor(list(crops), self._jitters)
+        return np.array(found, np.float32).reshape(len(crops), 128)
