@@ -183,7 +183,7 @@ def test_scores_without_overlap_are_perfect():
     result = verify(np.where(same, 0.9, 0.1), same)
     assert (result.accuracy_mean, result.auc, result.eer) == (1, 1, 0)
     assert result.accuracy_standard_error == 0
-    assert result.tar_at_far == {0.1: 1, 0.01: 1, 0.001: None, 0.0001: None}
+    assert result.tar_at_far == {0.1: 1, 0.01: 1, 0.001: None, 0.0001: None, 1e-5: None, 1e-6: None}
     upside_down = verify(np.where(same, 0.1, 0.9), same)
     assert (upside_down.auc, upside_down.eer) == (0, 1)
     assert upside_down.accuracy_mean == 0.5  # accepts none

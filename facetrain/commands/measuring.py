@@ -225,8 +225,12 @@ def show_evaluation(done: Any) -> None:
         rows.append(("  standard error", f"{result.accuracy_standard_error:.4f}"))
         rows.append(("  population deviation", f"{result.accuracy_population_deviation:.4f}"))
     rows += [("AUC", f"{result.auc:.4f}"), ("EER", f"{result.eer:.4f}")]
-    for far, tar in result.tar_at_far.items():
-        rows.append((f"TAR at FAR {far:g}", f"{tar:.4f}" if tar is not None else "too few pairs"))
+    rows += [
+        (f"TAR at FAR {far:g}", f"{tar:.4f}") for far, tar in result.tar_at_far.items() if tar is not None
+    ]
+    too_low = [far for far, tar in result.tar_at_far.items() if tar is None]
+    if too_low:
+        rows.append((f"TAR at FAR {max(too_low):g} and less", "too few pairs"))
     folds = len(result.accuracies)
     rows.append(
         (

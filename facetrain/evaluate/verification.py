@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from facetrain.errors import UserError
 
 NUM_FOLDS = 10  # as LFW's View 2
-FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
+FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
