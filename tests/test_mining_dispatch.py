@@ -196,3 +196,12 @@ def test_double_precision_all_triplets_and_processors_are_torchs(
     rows.dtype = dtype  # type: ignore[attr-defined]
     assert mining._in_kernels(rows, strategy) is kernels  # type: ignore[arg-type]
     assert mining._in_kernels(torch.zeros(2, 2, dtype=dtype), strategy) is False
+
+
+def test_more_batches_than_a_launch_takes(in_kernels: list[str]) -> None:
+    embeddings, labels = (
+        torch.zeros(65_536, 2, 1, device=DEVICE),
+        torch.zeros(65_536, 2, dtype=torch.int64, device=DEVICE),
+    )
+    with pytest.raises(ValueError, match="65,535 at most"):
+        mine_batches(embeddings, labels, margin=0.2)

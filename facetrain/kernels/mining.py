@@ -26,6 +26,7 @@ Strategy = Literal["all-violating-random", "semihard", "closest-semihard", "hard
 STRATEGIES: tuple[Strategy, ...] = ("all-violating-random", "semihard", "closest-semihard", "hardest", "all")
 Positives = Literal["all", "closest", "furthest"]
 POSITIVES: tuple[Positives, ...] = ("all", "closest", "furthest")
+MAX_BATCHES = 65_535  # of one launch: the limit of a grid's second and third dimension
 MAX_TRIPLETS = 10_000_000  # of strategy "all": 240 MB of row numbers
 
 
@@ -211,6 +212,8 @@ def _mine_in_kernels(
     from facetrain.kernels.mining_table import mine_table  # with Triton, which not every machine has
 
     batches, num_columns = labels_BC.shape
+    if batches > MAX_BATCHES:
+        raise ValueError(f"{batches:,} batches at once: a GPU takes {MAX_BATCHES:,} at most")
     counted = most_alike
     if counted is None:
         of_batch = torch.arange(batches, device=labels_BC.device)[:, None] * (labels_BC.max() + 1)
