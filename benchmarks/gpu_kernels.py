@@ -25,7 +25,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,15 +157,11 @@ def mining_lines(
                 yield f"| {rows:,} | {name} | {kind} | {cells} |"
 
 
-@contextmanager
-def float32_products(kind: str) -> Iterator[None]:
-    """What PyTorch's products of float32 are made of, "fp32" or "tf32"; others are untouched."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def float32_products(kind: str) -> AbstractContextManager[None]:
+    """Of what PyTorch's products of float32 are made, "fp32" or "tf32"; others are untouched."""
+    from facetrain.kernels.launch import products_in
+
+    return products_in("tf32" if kind == "tf32" else "ieee")
 
 
 def losses(compile: bool, theirs_too: bool) -> dict[str, Callable[[], LossOf]]:

@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from facetrain.errors import UserError
 from facetrain.evaluate import search
-from facetrain.evaluate.search import (
-    count_at_or_above,
-    mate_pairs,
-    rank_mates,
-    ranks_of_mates,
-    scores_of_pairs,
-    top_k,
-)
+from facetrain.evaluate.mates import mate_pairs, rank_mates, ranks_of_mates
+from facetrain.evaluate.search import count_at_or_above, scores_of_pairs, top_k
 
 BLOCKS = (600, 5_000, 1 << 20)
 

@@ -101,9 +101,8 @@ def evaluate(
     """Measure verification: are two photographs of the same person?
 
     CHECKPOINT is a run's name or a .safetensors file; by default the latest run's best. --embedder names another's network
-    in its place. With --pairs and --images:
-    LFW's protocol, the threshold of each fold chosen on the others; raw photographs are aligned as the
-    network wants them.
+    in its place. With --pairs and --images: LFW's protocol, the threshold of each fold chosen on the others; raw
+    photographs are aligned as the network wants them.
     """
     is_bin = pairs is not None and pairs.suffix == ".bin"
     if is_bin and images is not None:
@@ -120,7 +119,7 @@ def evaluate(
     subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
     how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
     if pairs is not None and images is None:
-        done = evaluation.evaluate_bin(workspace, subject, pairs, **how)
+        done = evaluation.evaluate_bin(subject, pairs, **how)
     elif pairs is not None and images is not None:
         done = evaluation.evaluate_pairs(
             workspace, subject, pairs, images, multi=multi, no_face=no_face, **how

@@ -22,14 +22,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from facetrain.errors import UserError
+from facetrain.evaluate.mates import mate_pairs, rank_mates, ranks_of_mates
 from facetrain.evaluate.search import (
     BLOCK_BYTES,
     Embeddings,
     Ints,
     count_at_or_above,
-    mate_pairs,
-    rank_mates,
-    ranks_of_mates,
     scores_of_pairs,
     top_k,
 )

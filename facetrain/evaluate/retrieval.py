@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facetrain.errors import UserError
-from facetrain.evaluate.search import BLOCK_BYTES, Embeddings, Ints, rank_mates
+from facetrain.evaluate.mates import rank_mates
+from facetrain.evaluate.search import BLOCK_BYTES, Embeddings, Ints
 
 PRECISION_TARGET = 0.9
 

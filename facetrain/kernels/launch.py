@@ -7,7 +7,8 @@ import importlib.util
 import os
 import shutil
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -23,6 +24,29 @@ def matmul_precision() -> Precision:
         return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     except RuntimeError:  # it was told so by the newer way of saying it, and answers to no other
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@contextmanager
+def products_in(precision: Precision) -> Iterator[None]:
+    """Let float32 be multiplied so meanwhile, by PyTorch and by the kernels."""
+    if matmul_precision() == precision:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # as above
+        before, matmul.fp32_precision = matmul.fp32_precision, precision
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+        return
+    torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def on_device_of(rows: Tensor) -> AbstractContextManager[object]:

@@ -72,12 +72,13 @@ def mine_triplets(
 
     ``embeddings``: [N, D] float, finite, L2-normalised by the caller; distances d² are squared L2. ``labels``: int64
     [N]. ``margin``: in units of d²; infinite: every negative violates it. ``generator``: on the embeddings'
-    device; the same state gives the same triplets. ``num_anchors``: only the first so many rows are anchors and positives, those behind serve as
-    negatives alone. ``positives``: of each anchor all of them, or only the closest or the furthest.
+    device; the same state gives the same triplets. ``num_anchors``: only the first so many rows are anchors and
+    positives, those behind serve as negatives alone. ``positives``: of each anchor all of them, or only the closest or the furthest.
     ``max_triplets``: of strategy ``all``. ``bank``: rows [M, D] of earlier batches (cross-batch memory: Wang et al.,
     CVPR 2020) and their labels [M], which serve as positives and negatives too, numbered from N on. ``chunk_rows``:
-    anchors worked on at once, a matter of memory, and of how distances round. ``most_alike``: no label is on more anchors (with a bank: on more
-    columns); then a GPU need not be asked, nothing waits for it, and the triplets come ``padded``.
+    anchors worked on at once, a matter of memory, and of how distances round. ``most_alike``: no label is on more
+    anchors (with a bank: on more columns); then a GPU need not be asked, nothing waits for it, and the triplets come
+    ``padded``.
 
     The negative of a pair is taken from the rows of other labels,
 
@@ -94,13 +95,11 @@ def mine_triplets(
     pairs are one run of that order, found by bisection. (On a GPU: N × the most rows of one label.)
 
     Raises ValueError for an unknown strategy, a margin that is no number, shapes or types that do not fit, and
-    num_anchors or chunk_rows out of range; UserError for more than ``max_triplets`` triplets, before there is memory taken for them.
+    num_anchors or chunk_rows out of range; UserError for more than ``max_triplets`` triplets, before there is memory
+    taken for them.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown mining strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
-    if positives not in POSITIVES:
-        raise ValueError(f"unknown choice of positives {positives!r}: one of {', '.join(POSITIVES)}")
-    _check(embeddings, labels, margin, dimensions=2)
+    _check_choice(strategy, positives, margin)
+    _check_rows(embeddings, labels, dimensions=2)
     num_rows = embeddings.shape[0]
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}: 1 or more")
@@ -109,7 +108,7 @@ def mine_triplets(
         raise ValueError(f"num_anchors is {num_anchors}, with {num_rows} rows in the batch")
     columns, column_labels = embeddings, labels
     if bank is not None:
-        _check(*bank, margin, dimensions=2)
+        _check_rows(*bank, dimensions=2)
         if bank[0].shape[1] != embeddings.shape[1]:
             raise ValueError(
                 f"the bank has {bank[0].shape[1]} dimensions, the embeddings {embeddings.shape[1]}"
@@ -147,9 +146,8 @@ def mine_batches(
     Row numbers are those of all batches one behind the other, ``embeddings.flatten(0, 1)``. On a GPU one launch of each
     kernel does for all (for at most 65,535 batches). Raises ValueError as it does.
     """
-    if strategy not in STRATEGIES or positives not in POSITIVES:
-        raise ValueError(f"unknown mining strategy {strategy!r} or choice of positives {positives!r}")
-    _check(embeddings, labels, margin, dimensions=3)
+    _check_choice(strategy, positives, margin)
+    _check_rows(embeddings, labels, dimensions=3)
     num_rows = labels.shape[1]
     how: dict[str, Any] = {
         "margin": margin,
@@ -173,7 +171,16 @@ def mine_batches(
     return _triplets(found, num_pairs, None)
 
 
-def _check(embeddings: Tensor, labels: Tensor, margin: float, *, dimensions: int) -> None:
+def _check_choice(strategy: str, positives: str, margin: float) -> None:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown mining strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
+    if positives not in POSITIVES:
+        raise ValueError(f"unknown choice of positives {positives!r}: one of {', '.join(POSITIVES)}")
+    if math.isnan(margin):
+        raise ValueError("the margin is no number")
+
+
+def _check_rows(embeddings: Tensor, labels: Tensor, *, dimensions: int) -> None:
     if embeddings.ndim != dimensions or not embeddings.is_floating_point():
         shape = "[N, D]" if dimensions == 2 else "[B, N, D]"
         raise ValueError(
@@ -183,8 +190,6 @@ def _check(embeddings: Tensor, labels: Tensor, margin: float, *, dimensions: int
         raise ValueError(f"labels are {tuple(labels.shape)}, not {tuple(embeddings.shape[:-1])}")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels are {labels.dtype}, not torch.int64")
-    if math.isnan(margin):
-        raise ValueError("the margin is no number")
 
 
 def _triplets(found: Found, num_pairs: int, bank: Tensor | None) -> Triplets:

@@ -58,6 +58,16 @@ def _distances_to_others(
 
 
 @triton.jit
+def _anchors(squares_ptr, labels_ptr, num_anchors, BLOCK_A: tl.constexpr):
+    """The anchors of a program: their rows [BLOCK_A], int64, which of these there are, d² to the origin, and labels."""
+    anchors = tl.program_id(0).to(tl.int64) * BLOCK_A + tl.arange(0, BLOCK_A)
+    is_anchor = anchors < num_anchors
+    squares = tl.load(squares_ptr + anchors, mask=is_anchor, other=0.0)
+    labels = tl.load(labels_ptr + anchors, mask=is_anchor, other=0)
+    return anchors, is_anchor, squares, labels
+
+
+@triton.jit
 def _closest_kernel(
     x_ptr, squares_ptr, labels_ptr, distance_ptr, column_ptr,
     num_anchors, num_columns, dim, columns_a_part, stride_batch, stride_row,
@@ -65,13 +75,12 @@ def _closest_kernel(
 ):  # fmt: skip
     """The closest column of another label to each anchor, within one part of the columns."""
     part, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    anchors = tl.program_id(0).to(tl.int64) * BLOCK_A + tl.arange(0, BLOCK_A)
     x_ptr += batch * stride_batch
     squares_ptr += batch * num_columns
     labels_ptr += batch * num_columns
-    is_anchor = anchors < num_anchors
-    anchor_squares = tl.load(squares_ptr + anchors, mask=is_anchor, other=0.0)
-    anchor_labels = tl.load(labels_ptr + anchors, mask=is_anchor, other=0)
+    anchors, is_anchor, anchor_squares, anchor_labels = _anchors(
+        squares_ptr, labels_ptr, num_anchors, BLOCK_A
+    )
 
     best = tl.full((BLOCK_A,), float("inf"), tl.float32)
     best_column = tl.full((BLOCK_A,), -1, tl.int32)
@@ -139,13 +148,12 @@ def _window_kernel(
     CLOSEST: the bits of −d², so to speak; of equal ones the first column.
     """
     part, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    anchors = tl.program_id(0).to(tl.int64) * BLOCK_A + tl.arange(0, BLOCK_A)
     x_ptr += batch * stride_batch
     squares_ptr += batch * num_columns
     labels_ptr += batch * num_columns
-    is_anchor = anchors < num_anchors
-    anchor_squares = tl.load(squares_ptr + anchors, mask=is_anchor, other=0.0)
-    anchor_labels = tl.load(labels_ptr + anchors, mask=is_anchor, other=0)
+    anchors, is_anchor, anchor_squares, anchor_labels = _anchors(
+        squares_ptr, labels_ptr, num_anchors, BLOCK_A
+    )
     pairs = (batch * num_anchors + anchors) * num_positives
     found = ((batch * tl.num_programs(1) + part) * num_anchors + anchors) * num_positives
     seed = tl.load(seed_ptr).to(tl.uint32, bitcast=True)

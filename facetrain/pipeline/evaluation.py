@@ -97,9 +97,7 @@ def evaluate_pairs(
     return _write(result, scores[keep], pairs.same[keep], facts, subject, out, pairs_file.stem, notes)
 
 
-def evaluate_bin(
-    workspace: Workspace, subject: Subject, file: Path, *, flip: bool, out: Path | None, jobs: int
-) -> Evaluation:
+def evaluate_bin(subject: Subject, file: Path, *, flip: bool, out: Path | None, jobs: int) -> Evaluation:
     """LFW's protocol on one of insightface's verification sets, a .bin file with the crops in it.
 
     Ten folds, cut from the pairs in the file's order, as insightface cuts them. Which crops the file holds it does not
@@ -108,21 +106,15 @@ def evaluate_bin(
     pairs = read_bin(file)
     images = [image for first, second, _ in pairs.pairs() for image in (first, second)]
     row_of: dict[bytes, int] = {}  # equal images are embedded once
-    rows = np.array([row_of.setdefault(image, len(row_of)) for image in images]).reshape(-1, 2)
-    unique = list(row_of)
-    names = [""] * len(unique)
-    for i, image in enumerate(images):
-        names[row_of[image]] = names[row_of[image]] or f"{file}: image {i + 1} of {len(images):,}"
+    rows = np.array([row_of.setdefault(image, len(row_of)) for image in images])
+    unique, first = list(row_of), np.unique(rows, return_index=True)[1]
+    names = [f"{file}: image {i + 1} of {len(images):,}" for i in first]
     spec = subject.embedder.spec
     embeddings = _embedded(subject, decoded(names, unique.__getitem__, spec, jobs), len(unique), flip)
-    scores = (embeddings[rows[:, 0]] * embeddings[rows[:, 1]]).sum(axis=1)
+    scores = (embeddings[rows[::2]] * embeddings[rows[1::2]]).sum(axis=1)
     same = np.array(pairs.same)
-    folds = np.concatenate(
-        [
-            np.full(len(part), fold)
-            for fold, part in enumerate(np.array_split(same, min(NUM_FOLDS, len(same))))
-        ]
-    )
+    parts = np.array_split(same, min(NUM_FOLDS, len(same)))
+    folds = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     facts = {"protocol": "lfw", "pairs": str(file), "photographs": len(unique), "flip": flip}
     notes = [
         f"{file.name} does not say how its crops were made: the network takes {spec.landmarks} crops "

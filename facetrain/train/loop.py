@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from facetrain.batch import Batches
 from facetrain.config import TrainConfig
 from facetrain.errors import UserError
 from facetrain.files import write_bytes
-from facetrain.kernels.launch import matmul_precision
+from facetrain.kernels.launch import products_in
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
 from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
@@ -342,17 +342,9 @@ def bf16_is_fast(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-@contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
+def _tf32(enabled: bool) -> AbstractContextManager[None]:
     """On a GPU, float32 products of heads and losses in TF32: more exact than what comes from a network in bf16."""
-    if not enabled or matmul_precision() == "tf32":
-        yield
-        return
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    return products_in("tf32") if enabled else nullcontext()
 
 
 @contextmanager
