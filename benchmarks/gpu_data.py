@@ -71,7 +71,7 @@ def decoding(device: str, encoded: list[bytes], size_px: int, threads: int) -> C
 
 
 def plain(photos: PhotoSet, device: torch.device, threads: int) -> int:
-    count = sum(len(batch) for batch in plain_batches(photos, device, BATCH, threads))
+    count = sum(len(batch) for batch in plain_batches(photos, device, batch_size=BATCH, threads=threads))
     wait(device)
     return count
 

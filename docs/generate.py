@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from facetrain.cli import main as ft
-from facetrain.config import TrainConfig
+from facetrain.config import TrainConfig, Validation
 from facetrain.plugins import BUILT_IN, SET_BY_US, SINGULAR, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,13 +114,14 @@ def command_list() -> str:
     return "\n".join(["| command | |", "|---|---|", *rows, ""])
 
 
-def settings() -> str:
-    """A table of TrainConfig's fields."""
+def settings(model: type[BaseModel] = TrainConfig) -> str:
+    """A table of a model's fields, as a file names them."""
     rows = []
-    for name, field in TrainConfig.model_fields.items():
+    for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         rows.append(
-            f"| `{name}` | {cell(kind(field.annotation))} | {value(default)} | {cell(field.description or '')} |"
+            f"| `{field.alias or name}` | {cell(kind(field.annotation))} | {value(default)} | "
+            f"{cell(field.description or '')} |"
         )
     return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows, ""])
 
@@ -131,6 +133,8 @@ def kind(annotation: Any) -> str:
         ]
     if getattr(annotation, "__origin__", None) is dict:
         return "table"
+    if annotation == tuple[Validation, ...]:
+        return "tables"
     names = [
         f'`"{x}"`' if isinstance(x, str) else kind(x) for x in annotation.__args__ if x is not type(None)
     ]
@@ -178,6 +182,7 @@ def value(default: Any) -> str:
 FRAGMENTS: dict[str, Callable[[], str]] = {
     "command-list": command_list,
     "settings": settings,
+    "validation-settings": lambda: settings(Validation),
     "part-arguments": part_arguments,
     "map": code_map,
 }

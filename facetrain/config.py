@@ -6,16 +6,63 @@ Imports neither torch nor any part of the pipeline: reading a configuration must
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facetrain.errors import UserError, did_you_mean
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Validation(BaseModel):
+    """One entry of ``[[validate]]``: a protocol that is measured while a network is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    protocol: str = Field("split", description="as of `ft evaluate --protocol`")
+    data: str | None = Field(None, description="the protocol's folder or file; none for split")
+    protocol_args: dict[str, Any] = Field(default_factory=dict)
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9-]{0,39}$",
+        description="what its columns begin with; default: the protocol's name, val for split",
+    )
+    every_epochs: int | None = Field(None, ge=1, description="default: 1")
+    every_steps: int | None = Field(None, ge=1, description="instead, also within epochs")
+    flip: bool = Field(False, description="of each photograph and its mirror image the sum")
+    multi: str = Field("centre", description="of several faces in a raw photograph: largest or centre")
+    keep_scores: bool = Field(
+        False, description="keep the score of every trial, each time, in the run's folder"
+    )
+
+    @property
+    def prefix(self) -> str:
+        """What its columns begin with, without the underscore."""
+        return self.name or (
+            "val" if self.protocol == "split" else self.protocol.replace(":", ".").rpartition(".")[2]
+        )
+
+    @field_validator("data")
+    @classmethod
+    def _wherever_it_is_resumed(cls, data: str | None) -> str | None:
+        return None if data is None else os.path.abspath(data)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Validation:
+        if self.every_epochs is not None and self.every_steps is not None:
+            raise ValueError("choose every_epochs or every_steps")
+        if (self.data is None) != (self.protocol == "split"):
+            raise ValueError(
+                "split takes no data"
+                if self.protocol == "split"
+                else f"{self.protocol} needs data, its folder"
+            )
+        return self
 
 
 class TrainConfig(BaseModel):
@@ -52,11 +99,19 @@ class TrainConfig(BaseModel):
 
     augment: float = Field(1.0, ge=0, le=5, description="strength of the augmentation; 0: flips only")
     validation_pairs: int = Field(
-        6000, ge=0, description="pairs of validation people, half of them same; 0: no validation"
+        6000,
+        ge=0,
+        description="pairs of validation people, half of them same, measured after every epoch unless an entry of "
+        "`validate` is of the protocol split; 0: none",
+    )
+    validation: tuple[Validation, ...] = Field(
+        (), alias="validate", description="protocols that are measured now and then: see below"
     )
     seed: int = Field(0, ge=0, lt=2**62)
-    best: Literal["val_accuracy", "val_auc", "last"] = Field(
-        "val_accuracy", description="which epoch's checkpoint is called the best"
+    best: str | None = Field(
+        None,
+        description='which checkpoint is called the best: by a column of the metrics (`"lfw_accuracy"`), `"loss"` or '
+        '`"last"`; default: the first column of the first validator',
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -69,12 +124,26 @@ class TrainConfig(BaseModel):
     )
     save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
 
+    @field_validator("validation")
+    @classmethod
+    def _told_apart(cls, validation: tuple[Validation, ...]) -> tuple[Validation, ...]:
+        names = [entry.prefix for entry in validation]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two entries are called {twice!r}: give them a name each")
+        return validation
+
     @field_validator("validation_pairs")
     @classmethod
     def _enough_for_ten_folds(cls, pairs: int) -> int:
         if 0 < pairs < 20:
             raise ValueError("choose 20 or more, two for each of ten folds, or 0 for no validation")
         return pairs
+
+
+def setting_names(model: type[BaseModel]) -> list[str]:
+    """What the settings are called in a file, in their order."""
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -135,6 +204,7 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UserError(f"no setting '{name}': there are {', '.join(TrainConfig.model_fields)}") from None
+            model: type[BaseModel] = Validation if name.startswith("validate.") else TrainConfig
+            raise UserError(f"no setting '{name}': there are {', '.join(setting_names(model))}") from None
         why = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{name} = {first['input']!r}: {why[0].lower() + why[1:]}") from None

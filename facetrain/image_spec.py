@@ -60,6 +60,7 @@ _FIVE_POINT_OF_5 = tuple(
 LANDMARK_SETS = tuple(_TEMPLATES)
 OTHER_LANDMARKS = "other"  # of crops made elsewhere: no template is known
 FORMATS = ("jpg", "png")
+SPEC_FILE = "imagespec.json"  # in an aligned tree, so that it says itself what it holds
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from facetrain.progress import Progress, human_duration
 
 
@@ -20,15 +23,28 @@ class TrainReporter:
         self.bar.advance(step - self._step, note)
         self._step = step
 
-    def epoch(self, values: dict[str, float], epochs: int) -> None:
+    def epoch(self, values: dict[str, float], epochs: int, measured: Sequence[str]) -> None:
         parts = [f"epoch {values['epoch']:.0f}/{epochs}", f"loss {values['loss']:.4f}"]
         if "active_fraction" in values:
             parts.append(f"active {values['active_fraction']:.0%}")
         if "train_accuracy" in values:
             parts.append(f"recognised {values['train_accuracy']:.0%}")
-        if "val_accuracy" in values:
-            parts.append(f"validation {values['val_accuracy']:.4f} ± {values['val_standard_error']:.4f}")
+        parts += _measured(values, measured)
         self.bar.say("  ".join([*parts, human_duration(values["seconds"])]))
+
+    def validated(self, values: dict[str, float], measured: Sequence[str]) -> None:
+        self.bar.say("  ".join([f"step {values['step']:,}", *_measured(values, measured)]))
 
     def warn(self, line: str) -> None:
         self.bar.say(f"warning: {line}")
+
+
+def _measured(values: dict[str, float], columns: Sequence[str]) -> list[str]:
+    """``validation 0.8400 ± 0.0106``: of each column its value, with the standard error where there is one."""
+    texts = []
+    for column in columns:
+        name, _, figure = column.partition("_")
+        name = f"{'validation' if name == 'val' else name}{'' if figure == 'accuracy' else f' {figure}'}"
+        error = values.get(column.replace("accuracy", "standard_error"), math.nan)
+        texts.append(f"{name} {values[column]:.4f}" + (f" ± {error:.4f}" if error == error else ""))
+    return texts

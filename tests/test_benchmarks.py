@@ -160,6 +160,18 @@ def test_the_mining_benchmark_prints_its_table() -> None:
     assert text.count("| semihard |") == 2
 
 
+def test_the_search_benchmark_compares_with_a_plain_search() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "search.py"), "--probes", "80", "--gallery", "3000"]
+    text = subprocess.run([*command, "--dim", "64"], capture_output=True, text=True, check=True).stdout
+    assert text.startswith("80 probes, 3,000 in the gallery, 64 dimensions")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    rows = {row[0]: row[1:] for row in cells[2:]}
+    assert {"top 20", "top 20: NumPy, argpartition by blocks", "ranks of mates"} <= set(rows)
+    assert all(row[3] == "100.0000%" for name, row in rows.items() if ":" in name)
+    first, last = (float(part.split(": ")[1]) for part in text.splitlines()[-1].split(", "))
+    assert 0 < first < last < 1
+
+
 def test_the_head_benchmark_prints_its_table() -> None:
     sizes = ["--batch", "16", "--dim", "8", "--classes", "500", "700"]
     text = subprocess.run(

@@ -113,6 +113,17 @@ def test_queries_and_references(root: Path, ft: Callable, wrong: Callable, tmp_p
     assert "only an .h5 file holds queries" in line
 
 
+def test_photographs_in_no_folder(root: Path, ft: Callable, tmp_path: Path) -> None:
+    """They have nobody's name, and are embedded as those of people are."""
+    (tmp_path / "flat").mkdir()
+    for number in (1, 2):
+        shutil.copy(root / "raw" / "ann" / f"{number}.jpg", tmp_path / "flat" / f"{number}.jpg")
+    ft(root, "embed", tmp_path / "flat", *BY, "--out", tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["path"].to_pylist() == ["1.jpg", "2.jpg"] and table["identity"].null_count == 2
+    assert close(np.stack(table["embedding"].to_pylist()), expected(root, ["ann/1.jpg", "ann/2.jpg"]))
+
+
 def test_an_interrupted_command_goes_on(
     root: Path, ft: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

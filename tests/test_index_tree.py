@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from facetrain.datasets.cache.manifest import read_manifest
-from facetrain.image_spec import ImageSpec
+from facetrain.image_spec import SPEC_FILE, ImageSpec
 from facetrain.index import Index, read_index
-from facetrain.preprocess.align_tree import SPEC_FILE
 from facetrain.tables import table_fingerprint
 from facetrain.workspace import Workspace
 

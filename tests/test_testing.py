@@ -38,7 +38,7 @@ from facetrain.train.trainers.base import Trainer
 def test_the_checks_are_named() -> None:
     import facetrain.testing
 
-    families = ("backbone", "detector", "embedder", "loss", "miner", "sampler", "trainer")
+    families = ("backbone", "detector", "embedder", "loss", "miner", "protocol", "sampler", "trainer")
     assert facetrain.testing.__all__ == [f"check_{family}" for family in families]
     assert all(getattr(facetrain.testing, name).__doc__ for name in facetrain.testing.__all__)
 

@@ -85,6 +85,7 @@ def settings(root: Path, run: str) -> dict[str, object]:
 
 def test_its_parts_are_trained_by_name(site: Path, root: Path, wrong: Callable[..., str]) -> None:
     center = ["--trainer", "center", "--set", "trainer_args.batch_size=6"]
+    (root / "raw" / "threes.txt").write_text("ann/1.jpg ann/2.jpg bob/1.jpg\nbob/1.jpg bob/2.jpg cat/1.jpg\n")
     results = ft(
         site,
         root,
@@ -97,8 +98,9 @@ def test_its_parts_are_trained_by_name(site: Path, root: Path, wrong: Callable[.
         train("typo", "--backbone", "depthwide"),
         train("argument", "--set", "backbone_args.widht=8"),
         ["evaluate", "straight", "--json"],
+        ["evaluate", "straight", "--protocol", "odd-one-out", "--data", root / "raw", "-j", 1],
     )
-    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 2, 2, 0], results
+    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 2, 2, 0, 0], results
     assert settings(root, "loss")["trainer_args"] == {"loss": "proxy-nca", "batch_size": 6}
     assert settings(root, "miner")["trainer_args"]["miner"] == "distance-weighted"  # type: ignore[index]
     header = (root / ".ft" / "runs" / "straight" / "metrics.csv").read_text().splitlines()[0]
@@ -108,6 +110,7 @@ def test_its_parts_are_trained_by_name(site: Path, root: Path, wrong: Callable[.
     measured = json.loads(results[8][1])
     assert measured["network"]["backbone"] == "depthwise"
     assert 0 <= measured["accuracy_mean"] <= 1
+    assert re.search(r"odd one found +[01]\.\d{4}\n +threes +2\n", results[9][1])
 
     # A run that was to have one epoch gets a second one: as the run that had two from the start.
     config = root / ".ft" / "runs" / "resumed" / "config.json"
@@ -132,7 +135,7 @@ def test_its_own_tests_hold_it_to_the_contracts(site: Path, package: Path, tmp_p
     text = python(
         site, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path
     )
-    assert re.search(r"\b5 passed", text), text
+    assert re.search(r"\b6 passed", text), text
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ from facetrain.image_spec import ImageSpec
 from facetrain.train import loop
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_network, load_state, save_network
-from facetrain.train.loop import Validator, embed, train
+from facetrain.train.loop import embed, train
 from facetrain.train.metrics_log import MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.trainers.base import Trainer
 from facetrain.train.trainers.classification import ClassificationTrainer
 from facetrain.train.trainers.triplet import TripletTrainer
+from facetrain.train.validator import Validator
 
 PEOPLE, IMAGES, SIZE = 4, 3, 8
 
@@ -56,6 +58,7 @@ class Recorder:
         self.at_step, self.do = at_step, do
         self.warnings: list[str] = []
         self.epochs: list[dict[str, float]] = []
+        self.validations: list[tuple[int, list[str]]] = []
 
     def start(self, step: int, total_steps: int) -> None:
         self.first = step
@@ -65,8 +68,11 @@ class Recorder:
             self.at_step = -1
             self.do()
 
-    def epoch(self, values: dict[str, float], epochs: int) -> None:
+    def epoch(self, values: dict[str, float], epochs: int, measured: Sequence[str]) -> None:
         self.epochs.append(values)
+
+    def validated(self, values: dict[str, float], measured: Sequence[str]) -> None:
+        self.validations.append((round(values["step"]), list(measured)))
 
     def warn(self, line: str) -> None:
         self.warnings.append(line)
@@ -84,7 +90,7 @@ def run(
     reporter: Recorder | None = None,
     backbone: nn.Module | None = None,
     trainer: Trainer | None = None,
-    validate: Validator | None = None,
+    validate: Validator | list[Validator] | None = None,
     batches: int = 7,
     **settings,
 ) -> nn.Module:
@@ -94,17 +100,18 @@ def run(
     trainer = trainer or TripletTrainer(PEOPLE, 8, margin=0.5)
     info = NetworkInfo("none", {}, 8, ImageSpec(size_px=16))
 
-    def val_accuracy(embed_batches) -> dict[str, float]:
+    def val_accuracy(embed_batches, moment) -> dict[str, float]:
         images = RandomBatches().people
         return {"val_accuracy": float(np.abs(embed_batches([images, images])).mean())}
 
+    validators = validate or Validator(val_accuracy, {"val_accuracy": False})
     finished = train(
         folder,
         config,
         backbone,
         trainer,
         RandomBatches(batches),
-        [validate or val_accuracy],
+        validators if isinstance(validators, list) else [validators],
         info,
         torch.device("cpu"),
         reporter=reporter or Recorder(),
@@ -237,17 +244,79 @@ def test_every_step_and_every_seed_has_chance_of_its_own(tmp_path: Path) -> None
     assert len(set(drawn[0] + drawn[1])) == 14
 
 
-@pytest.mark.parametrize("best", ["val_accuracy", "val_auc", "last"])
-def test_which_epoch_is_the_best(tmp_path: Path, best: str) -> None:
+@pytest.mark.parametrize("best", [None, "val_auc", "val_eer", "loss", "last"])
+def test_which_epoch_is_the_best(tmp_path: Path, best: str | None) -> None:
     accuracy, auc = iter([0.5, 0.9, 0.7, 0.6]), iter([0.5, 0.6, 0.9, 0.7])
+    eer = iter([0.1, 0.4, 0.4, float("nan")])
 
-    def validate(embed_batches) -> dict[str, float]:
-        return {"val_accuracy": next(accuracy), "val_auc": next(auc)}
+    def measure(embed_batches, moment) -> dict[str, float]:
+        return {"val_accuracy": next(accuracy), "val_auc": next(auc), "val_eer": next(eer)}
 
-    run(tmp_path / "run", epochs=4, best=best, validate=validate)
-    epoch = {"val_accuracy": 2, "val_auc": 3, "last": 4}[best]
+    columns = {"val_accuracy": False, "val_auc": False, "val_eer": True}
+    run(tmp_path / "run", epochs=4, best=best, validate=Validator(measure, columns))
+    losses = [float(row["loss"]) for row in metrics(tmp_path / "run") if row["kind"] == "epoch"]
+    epoch = {
+        None: 2,
+        "val_auc": 3,
+        "val_eer": 1,
+        "loss": 1 + int(np.argmin(losses)),
+        "last": 4,
+    }[best]
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "best.safetensors").samefile(folder / f"epoch-{epoch:04d}.safetensors")
+
+
+def now_and_then(values: dict[str, float], moments: list[str]) -> list[Validator]:
+    """One at every fourth step, which a step's value is told of, and one after every other epoch."""
+
+    def by_steps(embed_batches, moment) -> dict[str, float]:
+        moments.append(moment)
+        spread = float(embed_batches([RandomBatches().people[:4]], flip=True).std())
+        return {"steps_score": values.get(moment, 0.0), "steps_spread": spread}
+
+    def by_epochs(embed_batches, moment) -> dict[str, float]:
+        return {"epochs_score": float(moment.removeprefix("epoch-"))}
+
+    return [
+        Validator(by_steps, {"steps_score": False, "steps_spread": True}, None, 4),
+        Validator(by_epochs, {"epochs_score": False}, 2),
+    ]
+
+
+def test_validators_by_steps_and_by_epochs(tmp_path: Path) -> None:
+    """Of three epochs of seven steps; interrupted between two validations, it ends in the same rows."""
+    moments: list[str] = []
+    values = {"step-00000008": 0.7, "step-00000012": 0.9}
+    reporter = Recorder()
+    run(tmp_path / "run", reporter, validate=now_and_then(values, moments))
+    steps = [4, 8, 12, 16, 20]
+    assert moments == [f"step-{n:08d}" for n in steps] + ["epoch-0003"], "and at the end"
+    assert reporter.validations == [(n, ["steps_score"]) for n in steps]
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [str(n) for n in steps]
+    ends = [row for row in rows if row["kind"] == "epoch"]
+    assert [row["epochs_score"] for row in ends] == ["", "2", "3"]
+    assert [bool(row["steps_score"]) for row in ends] == [False, False, True]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "best.safetensors").samefile(checkpoints / "step-00000012.safetensors")
+    assert {path.stem for path in checkpoints.glob("step-*")} == {f"step-{n:08d}" for n in (4, 8, 12)}
+
+    stop = Recorder(10, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run(tmp_path / "stopped", stop, validate=now_and_then(values, []))
+    run(tmp_path / "stopped", validate=now_and_then(values, []))
+    assert [row for row in metrics(tmp_path / "stopped") if row["kind"] != "step"] == [
+        row for row in rows if row["kind"] != "step"
+    ]
+    assert (tmp_path / "stopped/checkpoints/best.safetensors").samefile(
+        tmp_path / "stopped/checkpoints/step-00000012.safetensors"
+    )
+
+
+def test_a_step_that_ends_an_epoch_is_validated_once(tmp_path: Path) -> None:
+    moments: list[str] = []
+    first, _ = now_and_then({}, moments)
+    run(tmp_path / "run", validate=[replace(first, every_steps=7)])
+    assert moments == ["epoch-0001", "epoch-0002", "epoch-0003"]
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ class Recorder:
 
     def step(self, step: int, note: str) -> None: ...
 
-    def epoch(self, values: dict[str, float], epochs: int) -> None:
+    def epoch(self, values: dict[str, float], epochs: int, measured: Sequence[str]) -> None:
         self.epochs.append(values)
 
     def warn(self, line: str) -> None:

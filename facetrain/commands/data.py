@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -41,27 +41,31 @@ SHOWN = 10  # damaged files that are named
 @click.option(
     "--size", "size_px", type=int, default=250, show_default=True, help="Side of a photograph in pixels."
 )
+@click.option(
+    "--layout",
+    metavar="NAME",
+    help="Files and lists as a set of the field has them (lfw, ijb, tinyface, …), to try its protocol on.",
+)
 @jobs_option("Worker processes.")
-def synth(out: Path, identities: int, images: int, seed: int, size_px: int, jobs: int) -> None:
+def synth(
+    out: Path, identities: int, images: int, seed: int, size_px: int, layout: str | None, jobs: int
+) -> None:
     """Draw synthetic photographs of people into OUT, for trying things out.
 
     Pose, light, expression, background, blur and JPEG quality vary within a person. The same numbers give the same
     bytes; more people or more photographs leave those that are there as they are.
     """
-    from facetrain.datasets.synth import synthesise
+    from facetrain.datasets.synth import synthesise, synthesise_layout
     from facetrain.progress import Progress
 
     with Progress("drawing", "photographs") as bar:
-        bar.begin(max(identities, 0) * max(images, 0))
-        report = synthesise(
-            out,
-            identities=identities,
-            images=images,
-            seed=seed,
-            size_px=size_px,
-            jobs=jobs,
-            on_progress=bar.advance,
-        )
+        numbers: dict[str, Any] = {"identities": identities, "images": images, "seed": seed}
+        how: dict[str, Any] = {**numbers, "size_px": size_px, "jobs": jobs, "on_progress": bar.advance}
+        if layout is not None:
+            report = synthesise_layout(out, layout, **how, on_start=bar.begin)
+        else:
+            bar.begin(max(identities, 0) * max(images, 0))
+            report = synthesise(out, **how)
     click.echo(
         f"{report.photographs:,} photographs of {report.people:,} people in {out} "
         f"({report.drawn:,} drawn now, {report.seconds:.1f} s)"

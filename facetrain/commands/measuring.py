@@ -26,6 +26,7 @@ from facetrain.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from facetrain.pipeline.evaluation import Evaluation
     from facetrain.pipeline.subject import Subject
     from facetrain.workspace import Workspace
 
@@ -57,19 +58,26 @@ flip_option = click.option(
 @embedder_option
 @embedder_args_option
 @click.option(
-    "--pairs",
-    type=FOLDER,
-    help="A pairs file in LFW's format, or insightface's .bin, which holds the photographs too. Without it: the validation "
-    "split.",
+    "--protocol",
+    metavar="NAME",
+    help="What is measured: lfw, cfp-fp, agedb-30, calfw, cplfw, rfw, ijb, tinyface, survface, megaface, bob, isc, or "
+    "module:attribute.  [default: split, which needs no files]",
 )
-@click.option("--images", type=FOLDER, help="The photographs that the pairs name, raw or aligned.")
+@click.option("--data", type=FOLDER, help="The protocol's folder, or its .bin file.")
+@click.option(
+    "--protocol-arg",
+    "protocol_args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the protocol is told; may be repeated.",
+)
+@click.option("--pairs", type=FOLDER, help="For lfw: a list of pairs in its format, or insightface's .bin.")
+@click.option("--images", type=FOLDER, help="For lfw: the photographs that the pairs name, raw or aligned.")
 @multi_option
 @click.option(
     "--no-face",
     type=click.Choice(["different", "drop"]),
-    default="different",
-    show_default=True,
-    help="A pair with a photograph without a face counts as told apart, or is left out.",
+    help="For lfw: a pair with a photograph without a face counts as told apart, or is left out.  [default: different]",
 )
 @flip_option
 @click.option("--dataset", "aligned", type=FOLDER, help="For the validation split: its aligned tree.")
@@ -85,10 +93,13 @@ def evaluate(
     checkpoint: str | None,
     embedder: str | None,
     embedder_args: tuple[str, ...],
+    protocol: str | None,
+    data: Path | None,
+    protocol_args: tuple[str, ...],
     pairs: Path | None,
     images: Path | None,
     multi: str,
-    no_face: str,
+    no_face: str | None,
     flip: bool,
     aligned: Path | None,
     num_pairs: int,
@@ -98,40 +109,77 @@ def evaluate(
     as_json: bool,
     jobs: int,
 ) -> None:
-    """Measure verification: are two photographs of the same person?
+    """Measure a network by one of the field's protocols.
 
     CHECKPOINT is a run's name or a .safetensors file; by default the latest run's best. --embedder names another's network
-    in its place. With --pairs and --images: LFW's protocol, the threshold of each fold chosen on the others; raw
-    photographs are aligned as the network wants them.
+    in its place. Photographs are aligned as the network wants them. Without a protocol: pairs of the validation split,
+    and each of its photographs looked for among the others.
     """
-    is_bin = pairs is not None and pairs.suffix == ".bin"
-    if is_bin and images is not None:
-        raise UserError(f"{pairs} holds its photographs: leave out --images")
-    if not is_bin and (pairs is None) != (images is None):
-        raise UserError(
-            "--pairs and --images go together: the list of pairs, and the folder of its photographs"
-        )
+    asked = _protocol_asked(protocol, data, protocol_args, pairs, images, no_face)
     from facetrain.pipeline import evaluation
     from facetrain.pipeline.training import device_of
 
-    workspace = open_workspace(ctx, create=pairs is not None)
+    workspace = open_workspace(ctx, create=asked is not None)
     on = device_of(device)
-    subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
-    how: dict[str, Any] = {"flip": flip, "out": out, "jobs": jobs}
-    if pairs is not None and images is None:
-        done = evaluation.evaluate_bin(subject, pairs, **how)
-    elif pairs is not None and images is not None:
-        done = evaluation.evaluate_pairs(
-            workspace, subject, pairs, images, multi=multi, no_face=no_face, **how
-        )
+    how: dict[str, Any] = {"flip": flip, "out": out, "device": on, "jobs": jobs}
+    if asked is not None:
+        from facetrain.pipeline.protocols import open_protocol
+
+        name, where, arguments = asked
+        opened = open_protocol(workspace, name, where, arguments)
+        if len(opened.photographs) == 0:
+            if checkpoint is not None or embedder is not None or flip:
+                raise UserError(
+                    f"{where} is measured as it is: leave out the checkpoint, --embedder and --flip"
+                )
+            done = evaluation.evaluate_files(name, opened, out=out, device=on)
+        else:
+            subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
+            stem = pairs.stem if pairs is not None else where.stem if where.suffix == ".bin" else name
+            done = evaluation.evaluate(workspace, subject, name, opened, multi=multi, stem=stem, **how)
     else:
-        done = evaluation.evaluate_split(
-            workspace, aligned, subject, num_pairs=num_pairs, seed=seed, device=on, **how
-        )
+        subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
+        done = evaluation.evaluate_split(workspace, aligned, subject, num_pairs=num_pairs, seed=seed, **how)
     if as_json:
         click.echo(done.files[0].read_text(), nl=False)
         return
     show_evaluation(done)
+
+
+def _protocol_asked(
+    protocol: str | None,
+    data: Path | None,
+    protocol_args: tuple[str, ...],
+    pairs: Path | None,
+    images: Path | None,
+    no_face: str | None,
+) -> tuple[str, Path, dict[str, Any]] | None:
+    """(name, data, arguments) of the protocol that the options name; None: the validation split."""
+    arguments = settings_of("--protocol-arg", protocol_args)
+    if no_face is not None:
+        arguments["no_face"] = no_face
+    if pairs is not None or images is not None:
+        if data is not None or protocol not in (None, "lfw"):
+            raise UserError(
+                "--pairs and --images are of lfw: other protocols take --data, the folder with both"
+            )
+        if pairs is not None and pairs.suffix == ".bin":
+            if images is not None:
+                raise UserError(f"{pairs} holds its photographs: leave out --images")
+            return "lfw", pairs, arguments
+        if pairs is None or images is None:
+            raise UserError(
+                "--pairs and --images go together: the list of pairs, and the folder of its photographs"
+            )
+        return "lfw", images, {"pairs": str(pairs), "images": str(images), **arguments}
+    if protocol in (None, "split"):
+        if data is not None or arguments:
+            raise UserError("--data and --protocol-arg need a --protocol other than split")
+        return None
+    assert protocol is not None
+    if data is None:
+        raise UserError(f"--protocol {protocol} needs --data, the folder with its lists and photographs")
+    return protocol, data, arguments
 
 
 def subject_of(
@@ -217,35 +265,22 @@ def embed(
         click.echo(f"wrote {os.path.relpath(file)}")
 
 
-def show_evaluation(done: Any) -> None:
-    result = done.result
-    rows = [("accuracy, mean of folds", f"{result.accuracy_mean:.4f}")]
-    if result.accuracy_standard_error is not None:
-        rows.append(("  standard error", f"{result.accuracy_standard_error:.4f}"))
-        rows.append(("  population deviation", f"{result.accuracy_population_deviation:.4f}"))
-    rows += [("AUC", f"{result.auc:.4f}"), ("EER", f"{result.eer:.4f}")]
-    rows += [
-        (f"TAR at FAR {far:g}", f"{tar:.4f}") for far, tar in result.tar_at_far.items() if tar is not None
+def show_evaluation(done: Evaluation) -> None:
+    """The figures, then what was compared, then what to know of it, and the files."""
+    values = done.measured.values
+    rows = [
+        (figure.label, format(value, figure.text))
+        for name, figure in done.figures.items()
+        if (value := values[name]) is not None
     ]
-    too_low = [far for far, tar in result.tar_at_far.items() if tar is None]
-    if too_low:
-        rows.append((f"TAR at FAR {max(too_low):g} and less", "too few pairs"))
-    folds = len(result.accuracies)
-    rows.append(
-        (
-            f"pairs, same / different ({folds} fold{'s' * (folds > 1)})",
-            f"{result.same_pairs:,} / {result.different_pairs:,}",
-        )
-    )
-    if done.retrieval is not None:
-        found = done.retrieval
-        rows += [
-            ("precision@1", f"{found.precision_at_1:.4f}"),
-            ("R-precision", f"{found.r_precision:.4f}"),
-            ("MAP@R", f"{found.map_at_r:.4f}"),
-            ("photographs looked for", f"{found.queries:,}"),
-        ]
+    rows += [
+        (label, f"{number:,}" if isinstance(number, int) else number)
+        for label, number in done.measured.counts.items()
+    ]
     table(rows)
+    untold = [figure.label.strip() for name, figure in done.figures.items() if values[name] is None]
+    if untold:
+        click.echo(f"note: the set is too small to tell {', '.join(untold)}")
     for note in done.notes:
         click.echo(f"note: {note}")
     for file in done.files:

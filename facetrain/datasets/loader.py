@@ -103,12 +103,16 @@ def plain_crops(photos: PhotoSet, batch_size: int = 256, threads: int = 1) -> It
 
 
 def plain_batches(
-    photos: PhotoSet, device: torch.device, batch_size: int = 256, threads: int = 1
+    photos: PhotoSet,
+    device: torch.device,
+    positions: np.ndarray | None = None,
+    batch_size: int = 256,
+    threads: int = 1,
 ) -> Iterator[torch.Tensor]:
-    """All images in order, not augmented, as float32 NCHW on the device: for embedding them."""
+    """Images at these positions (None: all) in order, not augmented, as float32 NCHW on the device: for embedding them."""
     feed = Feed(photos, device)
-    everything = np.arange(len(photos))
-    batches = (everything[start : start + batch_size] for start in range(0, len(photos), batch_size))
+    wanted = np.arange(len(photos)) if positions is None else positions
+    batches = (wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size))
     for ready in in_order(feed.prepare, batches, min(threads, MOST_AHEAD)):
         yield feed.take(ready)
 

@@ -147,33 +147,36 @@ def _draw_loss(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, st
 
 
 def _draw_accuracy(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+    """Of one run the accuracies of all its validators, of several runs that of the first validator of each."""
     axes.set_title("Validation accuracy")
     crowded = len(runs) > CROWD
     for name, metrics in runs.items():
-        epoch, value, error = metrics.of_epochs("val_accuracy", "val_standard_error")
-        if not len(epoch):
-            continue
-        colour = colours[name]
-        axes.plot(epoch, value, color=colour, marker="o", markersize=3.5 if len(epoch) <= 50 else 0)
-        if len(epoch) == 1:
-            axes.errorbar(epoch, value, error, color=colour, capsize=4)
-        elif not crowded:
-            axes.fill_between(
-                epoch, value - error, value + error, color=colour, alpha=0.15, linewidth=0, zorder=1.5
+        columns = metrics.accuracies
+        shades = _colours(len(columns)) if len(runs) == 1 else [colours[name]]
+        for column, colour in zip(columns, shades, strict=False):
+            epoch, value, error = metrics.of_validations(column, _error_of(column))
+            if not len(epoch):
+                continue
+            axes.plot(epoch, value, color=colour, marker="o", markersize=3.5 if len(epoch) <= 50 else 0)
+            if len(epoch) == 1:
+                axes.errorbar(epoch, value, error, color=colour, capsize=4)
+            elif not crowded:
+                axes.fill_between(
+                    epoch, value - error, value + error, color=colour, alpha=0.15, linewidth=0, zorder=1.5
+                )
+            best = int(np.argmax(value))
+            axes.plot(
+                epoch[best],
+                value[best],
+                linestyle="none",
+                marker="o",
+                markersize=9,
+                markerfacecolor="white",
+                markeredgecolor=colour,
+                markeredgewidth=2,
+                zorder=4,
+                label=_best_accuracy(metrics, column, named=len(runs) == 1 and len(columns) > 1),
             )
-        best = int(np.argmax(value))
-        axes.plot(
-            epoch[best],
-            value[best],
-            linestyle="none",
-            marker="o",
-            markersize=9,
-            markerfacecolor="white",
-            markeredgecolor=colour,
-            markeredgewidth=2,
-            zorder=4,
-            label=_best_accuracy(metrics),
-        )
     if not axes.lines:
         _say(axes, "no validation")
         return
@@ -184,6 +187,10 @@ def _draw_accuracy(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str
     axes.yaxis.set_major_formatter(_plain_number)
     if not crowded:  # else the values stand in the head
         _legend(axes)
+
+
+def _error_of(column: str) -> str:
+    return column.removesuffix("accuracy") + "standard_error"
 
 
 def _draw_rate(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
@@ -307,7 +314,9 @@ def _head_labels(runs: Mapping[str, Metrics]) -> tuple[list[str], int]:
     labels = [_label(name) for name in runs]
     if len(runs) > CROWD:
         labels = [
-            f"{label}:  {_best_accuracy(metrics)}" if metrics.of_epochs("val_accuracy")[0].size else label
+            f"{label}:  {_best_accuracy(metrics, column)}"
+            if (column := next(iter(metrics.accuracies), "")) and metrics.of_validations(column)[0].size
+            else label
             for label, metrics in zip(labels, runs.values(), strict=True)
         ]
     return labels, max(1, 110 // (max(map(len, labels), default=0) + 7))
@@ -338,12 +347,13 @@ def _summary(metrics: Metrics) -> str:
 # From metrics to what is drawn
 
 
-def _best_accuracy(metrics: Metrics) -> str:
-    """`best 0.8608 ± 0.0080, epoch 26`, the first of equally good ones."""
-    epoch, value, error = metrics.of_epochs("val_accuracy", "val_standard_error")
+def _best_accuracy(metrics: Metrics, column: str, *, named: bool = False) -> str:
+    """`best 0.8608 ± 0.0080, epoch 26`, the first of equally good ones; ``named``: of which validator."""
+    epoch, value, error = metrics.of_validations(column, _error_of(column))
     best = int(np.argmax(value))
     spread = f" ± {error[best]:.4f}" if np.isfinite(error[best]) else ""
-    return f"best {value[best]:.4f}{spread}, epoch {epoch[best]:g}"
+    who = f"{_label(column.removesuffix('_accuracy'))}: " if named else ""
+    return f"{who}best {value[best]:.4f}{spread}, epoch {epoch[best]:.3g}"
 
 
 def _epoch_means(metrics: Metrics, column: str) -> tuple[Floats, Floats]:

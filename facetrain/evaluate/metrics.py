@@ -39,11 +39,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """Columns by name, float64, NaN where a field was empty: ``steps`` [logged steps] and ``epochs``
-    [epochs]."""
+    """Columns by name, float64, NaN where a field was empty: ``steps`` [logged steps], ``epochs`` [epochs] and
+    ``within`` [validations within an epoch]."""
 
     steps: Mapping[str, Floats] = field(default_factory=dict)
     epochs: Mapping[str, Floats] = field(default_factory=dict)
+    within: Mapping[str, Floats] = field(default_factory=dict)
 
     def of_steps(self, column: str, *beside: str) -> tuple[Floats, ...]:
         """(epoch, value, values of the columns ``beside``…) of the logged steps that have the value; beside
@@ -53,6 +54,20 @@ class Metrics:
     def of_epochs(self, column: str, *beside: str) -> tuple[Floats, ...]:
         """The same of the epochs; the epoch is the number of epochs finished."""
         return _rows_with(self.epochs, column, beside)
+
+    def of_validations(self, column: str, *beside: str) -> tuple[Floats, ...]:
+        """The same of all that was validated, after epochs and within them, in order."""
+        after, within = (_rows_with(rows, column, beside) for rows in (self.epochs, self.within))
+        order = np.argsort(np.concatenate([after[0], within[0]]), kind="stable")
+        return tuple(np.concatenate(both)[order] for both in zip(after, within, strict=True))
+
+    @property
+    def accuracies(self) -> list[str]:
+        """The columns of accuracies that validators measured, in the order of the file."""
+        columns = [*self.epochs, *self.within]
+        return [
+            name for name in dict.fromkeys(columns) if name.endswith("_accuracy") and name != "train_accuracy"
+        ]
 
     def last(self, column: str) -> float | None:
         """The last value of a column, of epochs if they have it, else of steps."""
@@ -104,7 +119,10 @@ def read_metrics(run_folder: Path) -> Metrics:
     current = ~undone
     steps = {name: values[current & (kind == "step")] for name, values in columns.items()}
     epochs = {name: values[current & (kind == "epoch")] for name, values in columns.items()}
-    return Metrics(_last_of_each(steps, by="step"), _last_of_each(epochs, by="epoch"))
+    within = {name: values[current & (kind == "validation")] for name, values in columns.items()}
+    return Metrics(
+        _last_of_each(steps, by="step"), _last_of_each(epochs, by="epoch"), _last_of_each(within, by="step")
+    )
 
 
 def _lowest_later(counter: Floats) -> Floats:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facetrain.image_spec import ImageSpec
+from facetrain.image_spec import SPEC_FILE, ImageSpec
 from facetrain.index import ALIGNED, read_index
 from facetrain.pipeline.data import align_some
-from facetrain.preprocess.align_tree import SPEC_FILE
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.workspace import Workspace
 

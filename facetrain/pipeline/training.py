@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,22 +18,26 @@ from torch import nn
 from facetrain import __version__
 from facetrain.config import TrainConfig, train_config
 from facetrain.datasets.cache.leases import open_manifest
-from facetrain.datasets.loader import TrainingBatches, plain_batches
+from facetrain.datasets.loader import TrainingBatches
 from facetrain.datasets.photo_set import PhotoSet, select_rows
 from facetrain.errors import MissingStage, UserError
-from facetrain.evaluate.verification import make_pairs, verify
 from facetrain.files import write_bytes, write_json
 from facetrain.index import read_index
 from facetrain.pipeline.caching import cache
+from facetrain.pipeline.validation import open_protocols, validators
 from facetrain.plugins import make
 from facetrain.tables import table_fingerprint
 from facetrain.train.activation_checkpointing import checkpoint_activations
 from facetrain.train.checkpoint import NetworkInfo, build_backbone, load_state, without_download
-from facetrain.train.loop import Reporter, Validator, uses_bf16
+from facetrain.train.loop import Reporter, uses_bf16
 from facetrain.train.loop import train as run_loop
 from facetrain.train.memory import keep_freed_memory
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.validator import Validator
 from facetrain.workspace import DIVERGED, Dataset, Workspace, locked
+
+# What a run is of: the tables of its dataset, and the stages that write them.
+INPUTS = {"rows": "align", "clean": "clean", "kept": "prune", "split": "split"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ def start(
         photos = parts.photos
         folder.mkdir(parents=True)
         store = dataset.folder
-        inputs = {part: table_fingerprint(store / f"{part}.arrow") for part in ("rows", "kept", "split")}
+        inputs = {part: table_fingerprint(store / f"{part}.arrow") for part in INPUTS}
         facts = {
-            "config": config.model_dump(),
+            "config": config.model_dump(by_alias=True),
             "dataset": store.name,
             "people": len(photos.identities),
             "photographs": len(photos),
@@ -140,7 +143,7 @@ def resume(
         if table_fingerprint(dataset.folder / f"{part}.arrow") != was
     ]
     if changed:
-        stage = {"rows": "align", "kept": "prune", "split": "split"}[changed[0]]
+        stage = INPUTS[changed[0]]
         raise UserError(
             f"run '{folder.name}' was started on other data (`ft {stage}` has run since): "
             f"start a new run with `ft train`"
@@ -262,16 +265,21 @@ def _prepared(
     threads: int,
     say: Callable[[str], None],
 ) -> Iterator[_Parts]:
+    opened = open_protocols(dataset.workspace, config)
     notes: list[str] = []  # said once nothing can be wrong any more
     with _photographs(dataset, run, device, threads, notes.append) as (photos, val):
-        parts = _build(config, photos, val, device, threads)
+        folder = dataset.workspace.run_folder(run)
+        validate = validators(
+            dataset.workspace, folder, config, opened, photos, val, device, threads, notes.append
+        )
+        parts = _build(config, photos, validate, device, threads)
         for note in notes:
             say(note)
         yield parts
 
 
 def _build(
-    config: TrainConfig, photos: PhotoSet, val: PhotoSet, device: torch.device, threads: int
+    config: TrainConfig, photos: PhotoSet, validate: list[Validator], device: torch.device, threads: int
 ) -> _Parts:
     torch.set_num_threads(threads)
     if device.type == "cpu":
@@ -305,8 +313,7 @@ def _build(
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
-    validators = [split_validator(val, config, device, threads)] if config.validation_pairs else []
-    return _Parts(photos, backbone, trainer, batches, validators)
+    return _Parts(photos, backbone, trainer, batches, validate)
 
 
 @torch.no_grad()
@@ -363,26 +370,3 @@ def _run(
         )
     best = folder / "checkpoints" / "best.safetensors"
     return TrainSummary(folder.name, folder, finished, best if best.is_file() else None)
-
-
-def split_validator(val: PhotoSet, config: TrainConfig, device: torch.device, threads: int) -> Validator:
-    """Verification on pairs of the validation photographs: the same pairs at every epoch."""
-    try:
-        pairs = make_pairs(val.labels, num_pairs=config.validation_pairs, seed=config.seed)
-    except UserError as error:
-        raise UserError(
-            f"the validation split cannot be measured ({error}): set more people apart, `ft split 0.3` for "
-            f"example, or train without validation, `--set validation_pairs=0`"
-        ) from None
-
-    def validate(embed: Any) -> dict[str, float]:
-        embeddings = embed(plain_batches(val, device, threads=threads))
-        scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(axis=1)
-        result = verify(scores, pairs.same, pairs.folds)
-        return {
-            "val_accuracy": result.accuracy_mean,
-            "val_standard_error": math.nan if (e := result.accuracy_standard_error) is None else e,
-            "val_auc": result.auc,
-        }
-
-    return validate

@@ -16,12 +16,10 @@ import pyarrow.compute as pc
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, Listing, find_photographs, walk
 from facetrain.files import temp_path, write_if_changed
-from facetrain.image_spec import FORMATS
+from facetrain.image_spec import FORMATS, SPEC_FILE
 from facetrain.preprocess.aligner import AlignSettings, Outcome, align_block, crop_path, identity_of
 from facetrain.preprocess.row_update import RowUpdate, UpdateReport, Work
 from facetrain.tables import dictionary_codes, find_sorted, positions
-
-SPEC_FILE = "imagespec.json"  # in the aligned tree, so that it says itself what it holds
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def align_tree(
 ) -> AlignReport:
     """Bring ``aligned`` and the index in ``store`` up to date with ``raw``.
 
-    ``only`` restricts the work to these paths. ``redo`` allows settings other than those of the crops that are there,
+    ``only`` restricts the work to these paths, which may lie right in ``raw``. ``redo`` allows settings other than those of the crops that are there,
     and makes them all again. ``verify`` reads and hashes every photograph and every crop, whatever their times say.
     Raises UserError for folders that cannot serve, SpecMismatch when the settings differ and ``redo`` is not given.
     """
@@ -65,7 +63,8 @@ def align_tree(
     )
     crop_files = FileTable(store / "crops.files.arrow", trusted=not verify)
     _refresh(crop_files, aligned, work)
-    refused = [*without_identity(listing), *_clashing(listing, aligned, settings.spec.format)]
+    nobodys = without_identity(listing) if only is None else ()  # those that were asked for need no name
+    refused = [*nobodys, *_clashing(listing, aligned, settings.spec.format)]
     if redo:
         (aligned / SPEC_FILE).unlink(missing_ok=True)  # until all crops are of one kind again
     update.begin(listing)
@@ -83,8 +82,9 @@ def align_tree(
     return AlignReport(report, dict(listing.others), alike_names(update.rows), time.monotonic() - started)
 
 
-def check_folders(raw: Path, aligned: Path) -> None:
-    """Raise UserError unless ``raw`` holds folders with photographs and ``aligned`` can be another folder; quick."""
+def check_folders(raw: Path, aligned: Path, *, people: bool = True) -> None:
+    """Raise UserError unless ``raw`` holds folders with photographs (or, without ``people``, photographs anywhere) and
+    ``aligned`` can be another folder; quick."""
     if aligned.exists() and not aligned.is_dir():
         raise UserError(f"{aligned} is a file: name a folder for the crops")
     inside = os.path.realpath(aligned), os.path.realpath(raw)
@@ -92,11 +92,11 @@ def check_folders(raw: Path, aligned: Path) -> None:
         raise UserError(
             f"{aligned} and {raw} must not be the same or lie in each other: name another folder for the crops"
         )
-    check_photographs(raw)
+    check_photographs(raw, people=people)
 
 
-def check_photographs(raw: Path) -> None:
-    """Raise UserError unless ``raw`` holds folders with photographs; quick."""
+def check_photographs(raw: Path, *, people: bool = True) -> None:
+    """Raise UserError unless ``raw`` holds folders with photographs (or, without ``people``, photographs anywhere); quick."""
     if not raw.exists():
         raise UserError(f"no folder {raw}: name the folder that holds one folder of photographs per person")
     if not raw.is_dir():
@@ -105,7 +105,7 @@ def check_photographs(raw: Path) -> None:
         raise UserError(f"the folder {raw} cannot be read: its permissions forbid it")
     loose = False
     for path in find_photographs(raw):
-        if identity_of(path) is not None:
+        if identity_of(path) is not None or not people:
             return
         loose = True
     if loose:
@@ -124,7 +124,7 @@ def _is_hidden(folder: str, root: str) -> bool:
 
 
 def _list(raw: Path, aligned: Path, only: Collection[str] | None) -> Listing:
-    check_folders(raw, aligned)
+    check_folders(raw, aligned, people=only is None)
     listing = walk(raw)
     if only is not None:
         wanted = find_sorted(listing.files["path"], sorted(only))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -78,11 +79,23 @@ def crop(image: np.ndarray, points: np.ndarray, spec: ImageSpec) -> np.ndarray:
     Bilinear sampling looks at four pixels. A face of more than twice the crop's size is therefore first shrunk by a
     whole factor, each pixel the mean of its block, so that what is too fine for the crop becomes grey, not moiré.
     """
-    matrix = crop_transform(points, spec)
+    return _warp(image, crop_transform(points, spec), spec.size_px)
+
+
+def crop_on_five(image: np.ndarray, five: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """The same from five landmarks that another detector found, float [5, 2]: eyes, nose, corners of the mouth.
+
+    For crops on the template ``five-point``; which of dlib's predictors the spec names plays no part.
+    """
+    target = np.array(replace(spec, predictor=68).template_px, np.float64)
+    return _warp(image, _similarity(np.asarray(five, np.float64), target), spec.size_px)
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size_px: int) -> np.ndarray:
     factor = _shrink_factor(matrix)
     if factor > 1:
-        image, matrix = _shrink(image, matrix, spec.size_px, factor)
-    return cv2.warpAffine(image, matrix, (spec.size_px, spec.size_px), flags=cv2.INTER_LINEAR)
+        image, matrix = _shrink(image, matrix, size_px, factor)
+    return cv2.warpAffine(image, matrix, (size_px, size_px), flags=cv2.INTER_LINEAR)
 
 
 def _shrink_factor(matrix: np.ndarray) -> int:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from facetrain.errors import UserError
 from facetrain.file_table import FileTable, find_photographs, walk
-from facetrain.image_spec import ImageSpec
+from facetrain.image_spec import SPEC_FILE, ImageSpec
 from facetrain.index import ALIGNED
 from facetrain.preprocess.align_tree import (
-    SPEC_FILE,
     AlignReport,
     alike_names,
     check_photographs,

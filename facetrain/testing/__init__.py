@@ -9,6 +9,7 @@ from facetrain.testing.detector import check_detector
 from facetrain.testing.embedder import check_embedder
 from facetrain.testing.loss import check_loss
 from facetrain.testing.miner import check_miner
+from facetrain.testing.protocol import check_protocol
 from facetrain.testing.sampler import check_sampler
 from facetrain.testing.trainer import check_trainer
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_embedder",
     "check_loss",
     "check_miner",
+    "check_protocol",
     "check_sampler",
     "check_trainer",
 ]

@@ -28,25 +28,24 @@ from facetrain.files import write_bytes
 from facetrain.kernels.launch import products_in
 from facetrain.train.average import Average
 from facetrain.train.checkpoint import NetworkInfo, link_best, load_state, save_network, save_state
-from facetrain.train.metrics_log import BASE_COLUMNS, VALIDATION_COLUMNS, MetricsLog
+from facetrain.train.metrics_log import BASE_COLUMNS, MetricsLog
 from facetrain.train.optimiser import build_optimiser, lr_at
 from facetrain.train.row_optimisers import clip_gradients
 from facetrain.train.trainers.base import Trainer
+from facetrain.train.validator import Validator
 from facetrain.workspace import DIVERGED
 
 LOG_EVERY_STEPS = 10
 TROUBLE_IN_A_ROW = 3  # logged rows, before the user is told
 
-Embed = Callable[[Iterable[Tensor]], np.ndarray]
-Validator = Callable[[Embed], dict[str, float]]
-
 
 class Reporter(Protocol):
-    """What is told of a training as it goes on."""
+    """What is told of a training as it goes on. ``measured``: the main column of each validator that has measured now."""
 
     def start(self, step: int, total_steps: int) -> None: ...
     def step(self, step: int, note: str) -> None: ...
-    def epoch(self, values: dict[str, float], epochs: int) -> None: ...
+    def epoch(self, values: dict[str, float], epochs: int, measured: Sequence[str]) -> None: ...
+    def validated(self, values: dict[str, float], measured: Sequence[str]) -> None: ...
     def warn(self, line: str) -> None: ...
 
 
@@ -138,6 +137,8 @@ class _Run:
                     stopping = stop()
                     if len(waiting) >= LOG_EVERY_STEPS or self.at.batch == len(self.batches) or stopping:
                         self._flush(waiting)
+                    if self.at.batch < len(self.batches):  # else the end of the epoch sees to it
+                        self._validate_within(waiting)
                     if stopping:
                         self._save_state()
                         return False
@@ -199,7 +200,7 @@ class _Run:
                 f"trainer '{self.config.trainer}' gives other statistics than at its first step "
                 f"({', '.join(sorted(stats.keys() ^ self.stat_names))}): they must be the same at every step"
             )
-        taken = stats.keys() & {*BASE_COLUMNS, *VALIDATION_COLUMNS}
+        taken = stats.keys() & {*BASE_COLUMNS, *(name for v in self.validators for name in v.columns)}
         if taken:
             raise UserError(
                 f"trainer '{self.config.trainer}' calls a statistic '{min(taken)}', which is a column of the loop's own: "
@@ -232,29 +233,66 @@ class _Run:
 
     def _end_epoch(self) -> None:
         means = {name: total / self.logged for name, total in self.sums.items()}
-        measured: dict[str, float] = {}
-        for validate in self.validators:
-            measured |= validate(self.embed)
-        self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+        done, ended = self.at.epoch + 1, self.at.epoch + 1 == self.config.epochs
+        due = [
+            v for v in self.validators if v.due_after_epoch(done) or v.due_after_step(self.at.step) or ended
+        ]
+        measured = self._validate(due, f"epoch-{done:04d}")
+        self.at.epoch, self.at.batch = done, 0
         self.sums, self.logged = {}, 0
         values = self._where() | means | measured
-        info = replace(self.info, epoch=self.at.epoch, step=self.at.step, metrics=means | measured)
-        checkpoint = self.folder / "checkpoints" / f"epoch-{self.at.epoch:04d}.safetensors"
-        checkpoint.parent.mkdir(exist_ok=True)
-        save_network(checkpoint, self._measured, info)
-        score = (
-            self.at.epoch if self.config.best == "last" else measured.get(self.config.best, -means["loss"])
-        )
-        if score > self.at.best:
-            self.at.best = score
+        checkpoint = self._save_network(f"epoch-{done:04d}", means | measured)
+        if self._is_best(measured | means) or not self._has_best():
             link_best(checkpoint)
         self.log.write("epoch", values)
         self._save_state()
-        self.reporter.epoch(values, self.config.epochs)
+        self.reporter.epoch(values, self.config.epochs, [v.main for v in due])
 
-    def embed(self, images: Iterable[Tensor]) -> np.ndarray:
+    # -- validation ----------------------------------------------------------------------------------------------
+
+    def _validate_within(self, waiting: list[dict[str, Tensor]]) -> None:
+        """Validators that are due at a step within an epoch; a checkpoint where it is the best so far."""
+        due = [validator for validator in self.validators if validator.due_after_step(self.at.step)]
+        if not due:
+            return
+        self._flush(waiting)
+        moment = f"step-{self.at.step:08d}"
+        measured = self._validate(due, moment)
+        if self._is_best(measured):
+            link_best(self._save_network(moment, measured))
+        self.log.write("validation", self._where() | measured)
+        self.reporter.validated(self._where() | measured, [v.main for v in due])
+
+    def _validate(self, due: Sequence[Validator], moment: str) -> dict[str, float]:
+        measured: dict[str, float] = {}
+        for validator in due:
+            measured |= validator.measure(self.embed, moment)
+        return measured
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        """Whether these are better than all before; False where what decides is not among them."""
+        which = self.config.best or (self.validators[0].main if self.validators else "loss")
+        lower = {"loss": True} | {name: low for v in self.validators for name, low in v.columns.items()}
+        score = self.at.step if which == "last" else values.get(which, math.nan)
+        score = -score if lower.get(which) else score
+        if not score > self.at.best:  # nor is NaN
+            return False
+        self.at.best = score
+        return True
+
+    def _has_best(self) -> bool:
+        return (self.folder / "checkpoints" / "best.safetensors").is_file()
+
+    def _save_network(self, moment: str, values: dict[str, float]) -> Path:
+        info = replace(self.info, epoch=self.at.epoch, step=self.at.step, metrics=values)
+        checkpoint = self.folder / "checkpoints" / f"{moment}.safetensors"
+        checkpoint.parent.mkdir(exist_ok=True)
+        save_network(checkpoint, self._measured, info)
+        return checkpoint
+
+    def embed(self, images: Iterable[Tensor], flip: bool = False) -> np.ndarray:
         """Unit embeddings of batches of images, float32 [n, embedding_dim], as the network stands."""
-        embeddings = embed(self._measured.eval(), images)
+        embeddings = embed(self._measured.eval(), images, flip)
         if not np.isfinite(embeddings).all():
             # The step before has spoilt the weights; there is no loss of it yet.
             raise self._diverged("embeddings are")
@@ -324,9 +362,14 @@ def _kind(value: Any) -> str:
 
 
 @torch.inference_mode()
-def embed(backbone: nn.Module, images: Iterable[Tensor]) -> np.ndarray:
+def embed(backbone: nn.Module, images: Iterable[Tensor], flip: bool = False) -> np.ndarray:
     """Unit embeddings, float32 [n, embedding_dim], of batches of images float32 NCHW on the backbone's device."""
-    parts = [F.normalize(backbone(batch).float()).cpu().numpy() for batch in images]
+    parts = []
+    for batch in images:
+        raw = backbone(batch).float()
+        if flip:
+            raw = raw + backbone(batch.flip(3)).float()
+        parts.append(F.normalize(raw).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from facetrain.files import replacing
 
 BASE_COLUMNS = ["kind", "epoch", "step", "images", "seconds", "loss", "lr"]
-VALIDATION_COLUMNS = ["val_accuracy", "val_standard_error", "val_auc"]
 
 
 class MetricsLog:
-    """Rows of ``kind`` "step" (means since the last one) and "epoch" (means of the epoch, and validation).
+    """Rows of ``kind`` "step" (means since the last one), "epoch" (means of the epoch, and what was measured after it) and
+    "validation" (what was measured within an epoch).
 
     ``resume_step``: rows of later steps, which a killed run had written before it was resumed, are taken out.
     """

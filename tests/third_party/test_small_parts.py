@@ -1,14 +1,23 @@
 """Held to facetrain's contracts."""
 
 from functools import partial
+from pathlib import Path
 
 from small_parts.backbone import depthwise
 from small_parts.embedder import Thumbnails
 from small_parts.loss import ProxyNCA
 from small_parts.miner import DistanceWeighted
+from small_parts.protocol import OddOneOut
 from small_parts.trainer import CenterTrainer
 
-from facetrain.testing import check_backbone, check_embedder, check_loss, check_miner, check_trainer
+from facetrain.testing import (
+    check_backbone,
+    check_embedder,
+    check_loss,
+    check_miner,
+    check_protocol,
+    check_trainer,
+)
 
 
 def test_loss() -> None:
@@ -30,3 +39,10 @@ def test_trainer() -> None:
 
 def test_embedder() -> None:
     check_embedder(Thumbnails)
+
+
+def test_protocol(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").touch()
+    (tmp_path / "threes.txt").write_text("a.jpg b.jpg c.jpg\nb.jpg a.jpg d.jpg\n")
+    check_protocol(partial(OddOneOut, tmp_path))

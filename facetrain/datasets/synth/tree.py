@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -64,8 +65,8 @@ def synthesise(
     :raises UserError: numbers out of range, or a folder that holds anything else.
     """
     started = time.monotonic()
-    _check_numbers(identities, images, seed, size_px, jobs)
-    _claim(out, identities, images, seed, size_px)
+    check_numbers(identities, images, seed, size_px, jobs)
+    claim(out, identities, images, seed, size_px)
     total = identities * images
     missing = sum(1 for _ in _missing(out, identities, images))
     if on_progress is not None and missing < total:
@@ -80,7 +81,8 @@ def synthesise(
     return SynthReport(identities, total, missing, time.monotonic() - started)
 
 
-def _check_numbers(identities: int, images: int, seed: int, size_px: int, jobs: int) -> None:
+def check_numbers(identities: int, images: int, seed: int, size_px: int, jobs: int) -> None:
+    """UserError for numbers that are out of range."""
     for name, value, least in (("identities", identities, 1), ("images", images, 1), ("jobs", jobs, 1)):
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value}")
@@ -90,15 +92,21 @@ def _check_numbers(identities: int, images: int, seed: int, size_px: int, jobs: 
         raise UserError(f"the seed must be from 0 to {2**32 - 1}, not {seed}")
 
 
-def _claim(out: Path, identities: int, images: int, seed: int, size_px: int) -> None:
+def claim(
+    out: Path, identities: int, images: int, seed: int, size_px: int, layout: str | None = None
+) -> None:
     """Write down in ``out`` what it is filled with, or check that this is the same."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a new folder")
-    record = {"generator_version": GENERATOR_VERSION, "seed": seed, "size_px": size_px}
+    record: dict[str, Any] = {"generator_version": GENERATOR_VERSION, "seed": seed, "size_px": size_px}
+    if layout is not None:
+        record["layout"] = layout
     largest = {"identities": identities, "images": images}  # asked for so far, for whoever reads it
     path = out / RECORD
     if path.exists():
         found = _read_record(path)
+        if found.get("layout") != layout:
+            raise UserError(f"{out} was drawn in another layout: name another folder")
         for key, value in record.items():
             if found.get(key) != value:
                 name = key.removesuffix("_px").replace("_", " ")

@@ -1,1 +1,1 @@
-"""A loss, a miner, a backbone, a trainer and an embedder for facetrain, from outside of it."""
+"""A loss, a miner, a backbone, a trainer, an embedder and a protocol for facetrain, from outside of it."""
