@@ -42,6 +42,8 @@ bench: setup     ## benchmarks on the processor; figures go to docs/performance.
 	$(BIN)/python benchmarks/backbones.py
 	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/protocols.py
 	$(BIN)/python benchmarks/compile_kernels.py
 
 gpu:             ## GPU tests and benchmarks, with the environment there is; says so where there is no GPU

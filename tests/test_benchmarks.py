@@ -172,6 +172,26 @@ def test_the_search_benchmark_compares_with_a_plain_search() -> None:
     assert 0 < first < last < 1
 
 
+def test_the_protocol_benchmark_agrees_with_the_plain_way() -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "protocols.py"),
+        "--faces",
+        "600",
+        "--templates",
+        "60",
+    ]
+    text = subprocess.run(
+        [*command, "--pairs", "4000", "--dim", "32"], capture_output=True, text=True, check=True
+    ).stdout
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    rows = {row[0].replace("&nbsp;", ""): row[1:] for row in cells[2:]}
+    ours, theirs = rows["AUC of ours and of theirs"]
+    assert ours == theirs and 0.5 < float(ours) < 1
+    ours, theirs = rows["accuracy of ours and of theirs"]
+    assert abs(float(ours) - float(theirs)) < 0.01
+
+
 def test_the_head_benchmark_prints_its_table() -> None:
     sizes = ["--batch", "16", "--dim", "8", "--classes", "500", "700"]
     text = subprocess.run(
