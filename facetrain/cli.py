@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from facetrain import __version__
-from facetrain.commands import data, exporting, importing, measuring, training
+from facetrain.commands import cleaning, data, exporting, importing, measuring, reporting, training
 from facetrain.commands.common import FOLDER, fail
 from facetrain.errors import FacetrainError, UserError
 
@@ -76,6 +76,7 @@ for command in (
     importing.import_,
     data.align,
     data.index,
+    cleaning.clean,
     data.prune,
     data.split,
     data.cache,
@@ -85,6 +86,7 @@ for command in (
     measuring.evaluate,
     measuring.embed,
     measuring.plot_loss,
+    reporting.report,
     measuring.status,
 ):
     main.add_command(command)

@@ -1,9 +1,11 @@
 """The index: one row per source photograph, rejected ones too. Columnar all the way: no Python loop over rows.
 
-Align writes the rows; prune and split write a column each, beside them, and the cache a list of what it could not
-decode. Taking a column away undoes the stage. All of it is Arrow IPC, memory-mapped when read.
+Align writes the rows; prune and split write a column each, beside them, clean a list of marked photographs, and the
+cache a list of what it could not decode. Taking a file away undoes the stage. All of it is Arrow IPC, memory-mapped when
+read.
 
     rows.arrow         `ROWS` below, sorted by path; metadata: the ImageSpec and align's settings
+    clean.arrow        `MARKS` below, of the marked photographs only, sorted by path
     kept.arrow         kept: bool, one per row; counts only where the row is usable
     split.arrow        split: "train" or "val", one per row
     cached.arrow       cached: bool, one per row
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from facetrain.errors import MissingStage
 from facetrain.image_spec import ImageSpec
@@ -30,7 +33,9 @@ from facetrain.tables import (
     dictionary_codes,
     find_sorted,
     read_table,
+    same_content,
     table_fingerprint,
+    take,
     write_table,
 )
 
@@ -53,6 +58,16 @@ ROWS = pa.schema(
         ("landmarks", pa.large_list(pa.float32())),  # x0, y0, x1, y1, … in pixels of the upright photograph
         ("aligned", pa.large_string()),  # the crop, relative to ALIGNED
         ("aligned_content", CONTENT),  # of the crop as align wrote it
+    ]
+)
+
+# A mark is of the photograph as it was: one that is new, or has changed since, bears none.
+MARKS = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("content", CONTENT),
+        ("left_out", pa.bool_()),
+        ("identity", pa.string()),  # whose it is in truth; null: the folder's
     ]
 )
 
@@ -100,10 +115,43 @@ class Index:
         return read_table(path) if path.is_file() else None
 
     @cached_property
+    def marks(self) -> pa.Table | None:
+        """`MARKS` of `ft clean`; None where there are none. Raises MissingStage where they were lost."""
+        path = self.folder / "clean.arrow"
+        if path.is_file():
+            return read_table(path)
+        self._check_never_made(path, "clean")
+        return None
+
+    @property
+    def has_marks(self) -> bool:
+        """There are marks of `ft clean`."""
+        return (self.folder / "clean.arrow").is_file()
+
+    @cached_property
+    def marked(self) -> np.ndarray:
+        """int64 [marks]: the row of each mark's photograph, -1 where it is gone or has changed."""
+        if self.marks is None:
+            return np.zeros(0, np.int64)
+        rows = find_sorted(self.rows["path"], self.marks["path"].to_pylist())
+        rows[~same_content(take(self.rows["content"], rows), self.marks["content"])] = -1
+        return rows
+
+    @cached_property
+    def candidates(self) -> np.ndarray:
+        """Usable, and not left out by `ft clean`: what prune chooses among."""
+        if self.marks is None:
+            return self.usable
+        candidates = self.usable.copy()
+        rows = self.marked[self.marks["left_out"].to_numpy()]
+        candidates[rows[rows >= 0]] = False
+        return candidates
+
+    @cached_property
     def kept(self) -> np.ndarray:
-        """Usable and not pruned."""
+        """Usable, not left out and not pruned."""
         column = self._column("kept")
-        return self.usable if column is None else self.usable & column.to_numpy()
+        return self.candidates if column is None else self.candidates & column.to_numpy()
 
     @cached_property
     def split(self) -> pa.DictionaryArray | None:
@@ -139,12 +187,16 @@ class Index:
                 self._check_never_made(path, {"kept": "prune", "split": "split"}[name])
             return None
         table = read_table(path)
+        stage = {"kept": "prune", "split": "split", "cached": "cache"}[name]
         if (
             table.num_rows != self.rows.num_rows
             or table.schema.metadata[b"rows"] != self.fingerprint.encode()
         ):
-            stage = {"kept": "prune", "split": "split", "cached": "cache"}[name]
             raise MissingStage(f"the photographs have changed since `ft {stage}`: run `ft {stage}` again")
+        if name != "cached" and table.schema.metadata.get(b"clean", b"") != self.clean_fingerprint.encode():
+            raise MissingStage(
+                f"`ft clean` has changed who is who since `ft {stage}`: run `ft {stage}` again"
+            )
         return table[name]
 
     def _check_never_made(self, path: Path, stage: str) -> None:
@@ -154,6 +206,11 @@ class Index:
             values = record["parameters"]
         except (OSError, ValueError, LookupError, TypeError):
             return
+        if stage == "clean":
+            files = ", ".join(map(str, values.get("files", [])))
+            raise MissingStage(
+                f"{path} is gone: run `ft clean --undo`, then apply again what was applied: {files}"
+            )
         said = {
             "prune": lambda: f"ft prune --min {values['min']}",
             "split": lambda: f"ft split {values['ratio']:g} --by {values['by']} --seed {values['seed']}",
@@ -174,15 +231,45 @@ class Index:
         """That of kept.arrow; empty before `ft prune`."""
         return table_fingerprint(self.folder / "kept.arrow") or ""
 
+    @property
+    def clean_fingerprint(self) -> str:
+        """That of clean.arrow; empty where there are no marks."""
+        return (table_fingerprint(self.folder / "clean.arrow") or "") if self.has_marks else ""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """For stage records: what says which photographs there are, and whose."""
+        cleaned = self.clean_fingerprint
+        return {"rows": self.fingerprint} | ({"clean": cleaned} if cleaned else {})
+
+    def is_cleaned_since(self, inputs: dict[str, str]) -> bool:
+        """Whether a stage with these `inputs` saw other marks of `ft clean`."""
+        return inputs.get("clean", "") != self.clean_fingerprint
+
     def write_column(self, name: str, values: pa.Array) -> str:
         """Write ``kept``, ``split`` or ``cached``, one value per row; return the file's fingerprint."""
-        schema = pa.schema([(name, values.type)], metadata={"rows": self.fingerprint})
+        schema = pa.schema([(name, values.type)], metadata=self.inputs)
         return write_table(self.folder / f"{name}.arrow", pa.table([values], schema=schema))
 
     @cached_property
     def people(self) -> tuple[np.ndarray, pa.Array]:
-        """(code of each row's identity, int32, -1 where it has none; the identities that the codes stand for)."""
-        return dictionary_codes(self.rows["identity"])
+        """(code of each row's identity, int32, -1 where it has none; the identities that the codes stand for). As
+        `ft clean` has corrected them: ``rows["identity"]`` is the folder."""
+        codes, names = dictionary_codes(self.rows["identity"])
+        if self.marks is None:
+            return codes, names
+        renamed = pc.is_valid(self.marks["identity"]).to_numpy() & (self.marked >= 0)
+        becomes = self.marks["identity"].filter(pa.array(renamed)).combine_chunks()
+        names = pa.concat_arrays([names, becomes]).unique()  # those of the rows keep their codes
+        codes = codes.copy()
+        codes[self.marked[renamed]] = pc.index_in(becomes, value_set=names).to_numpy()
+        return codes, names
+
+    def identities(self, rows: np.ndarray) -> list[str | None]:
+        """Names of the people of these rows, as `people` has them."""
+        codes, names = self.people
+        found: list[str | None] = names.take(pa.array(codes[rows], mask=codes[rows] < 0)).to_pylist()
+        return found
 
     def count_people(self, mask: np.ndarray) -> tuple[int, int]:
         """(people, photographs) among the rows of ``mask``."""

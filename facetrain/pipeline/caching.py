@@ -49,7 +49,7 @@ def cache(
             if verify:
                 (dataset.folder / "crops.files.arrow").unlink(missing_ok=True)  # all crops are read again
             index = read_index(dataset.folder)
-            inputs = {"rows": index.fingerprint, "kept": index.kept_fingerprint}
+            inputs = {**index.inputs, "kept": index.kept_fingerprint}
             report = build_cache(
                 index,
                 dataset.aligned,
@@ -117,7 +117,7 @@ def _cache_as_it_is(dataset: Dataset, shard_folder: Path, verify: bool) -> Cache
 
 def _is_up_to_date(index: Index, manifest: Manifest, record: StageRecord, shard_folder: Path) -> bool:
     """As far as the index knows: the crops themselves are not looked at."""
-    if record.inputs["rows"] != index.fingerprint:
+    if record.inputs["rows"] != index.fingerprint or index.is_cleaned_since(record.inputs):
         return False
     if record.inputs["kept"] != index.kept_fingerprint and (index.kept & ~index.cached).any():
         return False

@@ -72,7 +72,12 @@ def _damaged_records(dataset: Dataset, commands: _Commands, damaged: list[Path])
     aligned = json.loads(path.read_text())["aligned"]
     if not dataset.folder.name.endswith(blake3(os.fsencode(aligned)).hexdigest()[:8]):
         found[path] = commands.of_rows(remove=False)
-    tables = {dataset.first_stage: "rows.arrow", "prune": "kept.arrow", "split": "split.arrow"}
+    tables = {
+        dataset.first_stage: "rows.arrow",
+        "clean": "clean.arrow",
+        "prune": "kept.arrow",
+        "split": "split.arrow",
+    }
     for stage, table in tables.items():
         path = dataset.folder / "stages" / f"{stage}.json"
         if not path.exists() or dataset.folder / table in damaged:
@@ -105,7 +110,8 @@ class _Commands:
         """What to do when this table is damaged; empty when the cache or the next align makes it again."""
         if name == "rows.arrow":
             return self.of_rows(remove=remove)
-        return {"kept.arrow": self._prune, "split.arrow": self._split}.get(name, str)()
+        makers = {"clean.arrow": self._clean, "kept.arrow": self._prune, "split.arrow": self._split}
+        return makers.get(name, str)()
 
     def of_rows(self, *, remove: bool) -> str:
         stage = self.dataset.first_stage
@@ -113,6 +119,12 @@ class _Commands:
         words = ["ft", stage, *map(str, trees), *_options(self.settings, stage)]
         unknown = "" if self.settings else " with the options that it had"
         return "remove it and " * remove + f"run `{shlex.join(words)}`{unknown}"
+
+    def _clean(self) -> str:
+        record = self.dataset.record("clean")
+        files = record.parameters["files"] if record else ["FILE"]
+        applied = ", ".join(f"`ft clean --apply {shlex.quote(file)}`" for file in files)
+        return f"run `ft clean --undo`, then {applied}"
 
     def _prune(self) -> str:
         record = self.dataset.record("prune")

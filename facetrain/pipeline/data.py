@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from facetrain.cluster import THREADS_TO_COME, count_threads, dask_pool
 from facetrain.errors import UserError
+from facetrain.image_spec import SPEC_FILE
 from facetrain.index import Index, read_index
-from facetrain.preprocess.align_tree import SPEC_FILE, AlignReport, align_tree, check_folders
+from facetrain.preprocess.align_tree import AlignReport, align_tree, check_folders
 from facetrain.preprocess.aligner import AlignSettings
 from facetrain.preprocess.export_tree import export_tree as write_tree
 from facetrain.preprocess.index_tree import Declared, index_tree, spec_of
@@ -156,9 +157,9 @@ def prune(
     with workspace.lock():
         dataset = workspace.dataset(aligned)
         index = read_index(dataset.folder)
-        enough = enough_photographs(index.people[0], index.usable, min_photographs)
-        before = People.count(index, index.usable)
-        after = People.count(index, index.usable & enough)
+        enough = enough_photographs(index.people[0], index.candidates, min_photographs)
+        before = People.count(index, index.candidates)
+        after = People.count(index, index.candidates & enough)
         if after.photographs == 0:
             raise UserError(f"--min {min_photographs} leaves nobody: choose a smaller number")
         if not dry_run:
@@ -167,7 +168,7 @@ def prune(
                 StageRecord(
                     "prune",
                     {"min": min_photographs},
-                    {"rows": index.fingerprint},
+                    index.inputs,
                     fingerprint,
                     asdict(after),
                     round(time.monotonic() - started, 3),
@@ -190,10 +191,7 @@ def split(
         if not dry_run:
             column = pa.DictionaryArray.from_arrays(pa.array(val.astype(np.int8)), ["train", "val"])
             fingerprint = index.write_column("split", column)
-            inputs = {
-                "rows": index.fingerprint,
-                "kept": index.kept_fingerprint,
-            }
+            inputs = {**index.inputs, "kept": index.kept_fingerprint}
             counts = {"train": train.photographs, "val": validation.photographs}
             seconds = round(time.monotonic() - started, 3)
             parameters = {"ratio": ratio, "by": by, "seed": seed}
@@ -216,10 +214,12 @@ def export_tree(workspace: Workspace, aligned: Path | None, out: Path) -> dict[s
     """Lay out train/ and val/ as links; {part: number of links}."""
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
-    crops = {part: index.rows["aligned"].filter(pa.array(index.part(part))) for part in ("train", "val")}
+    parts = {part: index.part(part) for part in ("train", "val")}
+    crops = {part: index.rows["aligned"].filter(pa.array(mask)) for part, mask in parts.items()}
+    people = None if index.marks is None else {part: index.identities(mask) for part, mask in parts.items()}
     with Progress("linking", "crops") as bar:
         bar.begin(sum(map(len, crops.values())))
-        return write_tree(dataset.aligned, crops, out, bar.advance)
+        return write_tree(dataset.aligned, crops, out, bar.advance, people)
 
 
 def align_some(

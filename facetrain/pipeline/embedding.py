@@ -90,14 +90,17 @@ def _of_dataset(workspace: Workspace, aligned: Path | None, part: str | None, su
     dataset = subject.dataset(workspace, aligned)
     index = read_index(dataset.folder)
     require_same(subject.embedder.spec, subject.what, index.spec, f"dataset {dataset.aligned}")
-    rows = index.rows.take(select_rows(index, part))
+    selected = select_rows(index, part)
+    rows = index.rows.take(selected)
     contents = rows["aligned_content"].to_pylist()
     return Source(
         root=dataset.aligned,
         crops=rows["aligned"].to_pylist(),
         paths=rows["path"].to_pylist(),
-        identities=rows["identity"].to_pylist(),
-        stamp=_digest([str(dataset.aligned), *(content.hex() for content in contents)]),
+        identities=index.identities(selected),
+        stamp=_digest(
+            [str(dataset.aligned), *index.inputs.values(), *(content.hex() for content in contents)]
+        ),
     )
 
 

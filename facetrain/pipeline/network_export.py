@@ -145,9 +145,10 @@ def _photographs(workspace: Workspace, subject: Subject, jobs: int) -> tuple[NDA
         rows = select_rows(index, "val")
     except (MissingStage, UserError):
         rows = select_rows(index, None)
-    table = index.rows.take(rows[:: -(-len(rows) // MOST_PHOTOGRAPHS)])
+    rows = rows[:: -(-len(rows) // MOST_PHOTOGRAPHS)]
+    table = index.rows.take(rows)
     crops = read_crops(dataset.aligned, table["aligned"].to_pylist(), spec, threads=jobs)
-    return np.concatenate(list(crops)), table["identity"].to_pylist()
+    return np.concatenate(list(crops)), [name or "" for name in index.identities(rows)]
 
 
 def _verified(embeddings: NDArray[np.float32], people: list[str]) -> VerificationResult | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,18 @@ def status(workspace: Workspace, aligned: Path | None, *, scan: bool) -> Status:
     dataset = workspace.dataset(aligned)
     index = read_index(dataset.folder)
     lines = [_rows(dataset, index, scan)]
+    if index.has_marks or dataset.record("clean") is not None:
+        lines.append(_or_damaged("clean", _clean, dataset, index))
     for stage, line in (("prune", _prune), ("split", _split), ("cache", _cache)):
-        try:
-            lines.append(line(dataset, index))
-        except UserError as error:  # one damaged file must not hide the state of the others
-            lines.append(Line(stage, "stale", str(error)))
+        lines.append(_or_damaged(stage, line, dataset, index))
     return Status(dataset, lines, [_run_or_damaged(run) for run in workspace.runs()])
+
+
+def _or_damaged(stage: str, line: Callable[[Dataset, Index], Line], dataset: Dataset, index: Index) -> Line:
+    try:
+        return line(dataset, index)
+    except UserError as error:  # one damaged file must not hide the state of the others
+        return Line(stage, "stale", str(error))
 
 
 def _rows(dataset: Dataset, index: Index, scan: bool) -> Line:
@@ -112,6 +119,21 @@ def _interrupted(record: StageRecord | None, column: Path) -> bool:
     return table_fingerprint(column) != (record.output if record is not None else None)
 
 
+def _clean(dataset: Dataset, index: Index) -> Line:
+    marks, record = index.marks, dataset.record("clean")
+    if marks is None or _interrupted(record, dataset.folder / "clean.arrow"):
+        return Line("clean", "stale", "it was interrupted: apply the file again, or `ft clean --undo`")
+    holds = index.marked >= 0
+    left_out = marks["left_out"].to_numpy()
+    counts = [
+        (int((holds & left_out).sum()), "left out"),
+        (int((holds & ~left_out).sum()), "given to another person"),
+        (int((~holds).sum()), "marked, but changed since"),
+    ]
+    said = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return Line("clean", "fresh", f"{said} (`ft clean --undo` takes it back)")
+
+
 def _prune(dataset: Dataset, index: Index) -> Line:
     record = dataset.record("prune")
     if _interrupted(record, dataset.folder / "kept.arrow"):
@@ -121,8 +143,10 @@ def _prune(dataset: Dataset, index: Index) -> Line:
     minimum = record.parameters["min"]
     if _stale(record, index):
         return Line("prune", "stale", f"the photographs have changed: run `ft prune --min {minimum}` again")
+    if index.is_cleaned_since(record.inputs):
+        return Line("prune", "stale", f"`ft clean` has changed since: run `ft prune --min {minimum}` again")
     people, photographs = index.count_people(index.kept)
-    everyone = index.count_people(index.usable)[0]
+    everyone = index.count_people(index.candidates)[0]
     return Line(
         "prune",
         "fresh",
@@ -140,6 +164,8 @@ def _split(dataset: Dataset, index: Index) -> Line:
     command = f"ft split {p['ratio']:g}" + ("" if p["by"] == "identity" else f" --by {p['by']}")
     if _stale(record, index):
         return Line("split", "stale", f"the photographs have changed: run `{command}` again")
+    if index.is_cleaned_since(record.inputs):
+        return Line("split", "stale", f"`ft clean` has changed since: run `{command}` again")
     if record.inputs["kept"] != index.kept_fingerprint:
         return Line("split", "stale", f"`ft prune` has changed since: run `{command}` again")
     parts = []
@@ -180,6 +206,8 @@ def _state_of_cache(dataset: Dataset, index: Index) -> Line:
         return Line(
             "cache", "stale", f"the photographs have changed: `ft cache` brings it up to date; {size}"
         )
+    if index.is_cleaned_since(record.inputs):
+        return Line("cache", "stale", f"`ft clean` has changed who is who: `ft cache` follows; {size}")
     try:
         lacking = _lacking(record, index)
     except MissingStage as error:
@@ -217,8 +245,8 @@ def _run(folder: Path) -> Line:
     done, best = 0, ""
     if (folder / "metrics.csv").is_file():
         with open(folder / "metrics.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["kind"] == "epoch"]
-        done = len(rows)
+            rows = [row for row in csv.DictReader(file) if row["kind"] != "step"]
+        done = sum(row["kind"] == "epoch" for row in rows)
         scored = [float(row["val_accuracy"]) for row in rows if row.get("val_accuracy")]
         best = f", best validation accuracy {max(scored):.4f}" if scored else ""
     trained = f"{done} of {epochs} epochs on {facts['photographs']:,} photographs of {facts['people']:,} people{best}"

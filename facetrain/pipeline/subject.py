@@ -101,7 +101,7 @@ def find_checkpoint(workspace: Workspace, which: str | None) -> Path:
     """The checkpoint that a run's name, a run's folder or a file stands for; by default the latest run's best."""
     if which is not None and Path(which).is_file():
         return Path(which)
-    if which is not None and Path(which).is_dir():
+    if which is not None and (Path(which) / "checkpoints").is_dir():
         folder = Path(which)
     elif which is not None and (os.sep in which or which.endswith(".safetensors")):
         raise UserError(f"no checkpoint {which}: name a run, or a .safetensors file of one")

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,19 +268,17 @@ def _prepared(
     opened = open_protocols(dataset.workspace, config)
     notes: list[str] = []  # said once nothing can be wrong any more
     with _photographs(dataset, run, device, threads, notes.append) as (photos, val):
+        parts = _build(config, photos, device, threads)
         folder = dataset.workspace.run_folder(run)
         validate = validators(
             dataset.workspace, folder, config, opened, photos, val, device, threads, notes.append
         )
-        parts = _build(config, photos, validate, device, threads)
         for note in notes:
             say(note)
-        yield parts
+        yield replace(parts, validators=validate)
 
 
-def _build(
-    config: TrainConfig, photos: PhotoSet, validate: list[Validator], device: torch.device, threads: int
-) -> _Parts:
+def _build(config: TrainConfig, photos: PhotoSet, device: torch.device, threads: int) -> _Parts:
     torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
@@ -313,7 +311,7 @@ def _build(
     batches = TrainingBatches(
         photos, sampler, seed=config.seed, augment=config.augment, threads=threads, device=device
     )
-    return _Parts(photos, backbone, trainer, batches, validate)
+    return _Parts(photos, backbone, trainer, batches, [])
 
 
 @torch.no_grad()

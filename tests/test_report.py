@@ -1,0 +1,340 @@
+"""ft report as a user has it: a page about real runs, whatever they are called and whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from facetrain.evaluate.embedders.base import Embedder
+from facetrain.evaluate.report.evaluations import PAIRS_SHOWN, read_evaluation
+from facetrain.image_spec import ImageSpec
+
+# What a folder may be called, and what a careless page would make of it.
+HOSTILE = [
+    '<img src=x onerror="x()">',
+    "<style><script>x()<",
+    "{{ 7 * 191 }}",
+    "\"q\" & 'a' `b`",
+    "eve",
+    "fay",
+]
+SPLIT = [0.5, "--seed", 171]  # those with such names are for validation
+TRAIN = ["--epochs", 1, "--people", 2, "--images", 2, "-j", 1, "--set", "validation_pairs=20"]
+
+
+class Means(Embedder):
+    """The mean colour of each quarter of a crop."""
+
+    def __init__(self) -> None:
+        self.spec = ImageSpec(size_px=32)
+
+    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        quarters = crops.reshape(len(crops), 2, 16, 2, 16, 3).mean(axis=(2, 4), dtype=np.float32)
+        return quarters.reshape(len(crops), 12) - 127
+
+
+@pytest.fixture(scope="module")
+def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of people with such names: two runs, the first measured, and an embedder in other.json. Not to be
+    changed."""
+    from conftest import InProcess, people_of, run
+
+    root = tmp_path_factory.mktemp("report")
+    for person, name in zip(people_of(drawn), HOSTILE, strict=True):
+        shutil.copytree(person, root / "raw" / name)
+    (root / "raw" / "eve" / "broken.jpg").write_bytes(b"no photograph")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("facetrain.preprocess.row_update.process_pool", lambda jobs: InProcess())
+        run(root, "align", root / "raw", root / "aligned", "--size", 32)
+    run(root, "split", *SPLIT)
+    for name in ("first", "second"):
+        run(root, "train", "--name", name, *TRAIN)
+    run(root, "evaluate", "first", "-j", 1)
+    means = ["--embedder", f"{__name__}:Means", "-j", 1]
+    run(root, "evaluate", *means, "--out", root / "other")
+    return root
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """The same, to be changed at will."""
+    shutil.copytree(made, tmp_path / "root", symlinks=True)
+    return tmp_path / "root"
+
+
+class Parsed(HTMLParser):
+    """tags: (name, attributes) of all. text: what a reader sees, spaces made one."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.parts: list[str] = []
+        self.style = ""
+        self.feed(html)
+        self.close()
+        self.text = " ".join("".join(self.parts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "wbr"):
+            self.open.append(tag)
+        if tag in ("td", "th", "br"):
+            self.parts.append(" ")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.parts.append(data)
+
+    def of(self, tag: str) -> Iterator[dict[str, str | None]]:
+        yield from (attrs for name, attrs in self.tags if name == tag)
+
+
+def report(ft: Callable, root: Path, *arguments: object) -> Parsed:
+    ft(root, "report", *arguments, "--out", root / "page.html", "-j", 1)
+    page = Parsed((root / "page.html").read_text(encoding="utf-8"))
+    assert page.open == []  # every element is closed
+    return page
+
+
+def test_a_page_about_two_runs(made: Path, ft: Callable, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "root")
+    root = tmp_path / "root"
+    page = report(ft, root, "first", "second", "--with", root / "other.json")
+    assert "2 runs compared" in page.text
+    for file, name in ((".ft/runs/first/evaluation/validation.json", "first"), ("other.json", "Means")):
+        found = json.loads((root / file).read_text())
+        assert name in page.text
+        for figure in ("accuracy", "auc", "eer", "map_at_r"):
+            assert f"{found['values'][figure]:.4f}" in page.text, (name, figure)
+    assert "Nothing was measured of second yet: ft evaluate second measures it" in page.text
+    for section in (
+        "measured",
+        "training",
+        "verification",
+        "hardest",
+        "labels",
+        "map",
+        "data",
+        "configuration",
+    ):
+        assert any(attrs.get("id") == section for attrs in page.of("section"))
+    assert "ROC" in page.text and "t-SNE" in page.text
+    assert re.search(r"unreadable 1 3\.23%", page.text)  # of 31 photographs
+    assert "with a face, aligned 30 96.77%" in page.text
+
+
+def test_it_is_complete_in_itself(copy: Path, ft: Callable) -> None:
+    page = report(ft, copy, "first", "--with", copy / "other.json")
+    assert {tag for tag, _ in page.tags} & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+        "base",
+        "form",
+        "video",
+    } == set()
+    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert not re.search(r"url\(|@import|https?:|//[a-z]", page.style)
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on")], tag
+        for name in ("src", "href"):
+            assert (attrs.get(name) or "#").startswith(("data:image/jpeg;base64,", "#")), (tag, name)
+    images = list(page.of("img"))
+    assert len(images) > 40 and all(attrs.get("alt") for attrs in images)
+    charts = [attrs for attrs in page.of("svg") if "chart" in (attrs.get("class") or "")]
+    assert charts and all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
+    assert all(attrs.get("scope") for attrs in page.of("th"))
+
+
+def test_names_are_shown_as_they_are(copy: Path, ft: Callable) -> None:
+    """Run as the folder it is called by, people, photographs, an embedder: nothing of it is taken for HTML or a template."""
+    other = json.loads((copy / "other.json").read_text())
+    other["name"], other["notes"] = "<b>them</b> & us", ["<u>look</u> at `{{ 1 }}`"]
+    other["labels"]["odd"], other["values"]["odd"] = "A<i>uc</i>", 0.5
+    (copy / "other.json").write_text(json.dumps(other))
+    run = copy / '<marquee class="r">'
+    shutil.copytree(copy / ".ft/runs/first", run)
+    page = report(ft, copy, run, "--with", copy / "other.json")
+    assert {"marquee", "b>them", "u", "i", "script"} & {tag for tag, _ in page.tags} == set()
+    for text in (run.name, "<b>them</b> & us", "<u>look</u> at {{ 1 }}", "A<i>uc</i>"):
+        assert text in page.text, text
+
+    page = report(ft, copy, "first")
+    shown = page.text + "".join(f"{attrs.get('alt')}" for attrs in page.of("img"))
+    for name in HOSTILE[:4]:
+        assert f"{name}/1.jpg" in shown
+    assert not re.search(r"(?<![.\d])1337", shown)
+
+
+def test_the_best_is_marked(copy: Path, ft: Callable) -> None:
+    """By text too, and the lowest where lower is better."""
+    one = json.loads((copy / ".ft/runs/first/evaluation/validation.json").read_text())
+    assert one["lower_is_better"] == ["standard_error", "population_deviation", "eer"]
+    for name, values in (
+        ("worse", {"accuracy": 0.1111, "eer": 0.8888}),
+        ("better", {"accuracy": 0.9999, "eer": 0.0002}),
+    ):
+        (copy / f"{name}.json").write_text(
+            json.dumps({**one, "name": name, "values": {**one["values"], **values}})
+        )
+    page = report(ft, copy, "first", "--with", copy / "worse.json", "--with", copy / "better.json")
+    mine = one["values"]
+    assert f"Accuracy, mean of folds {mine['accuracy']:.4f} 0.1111 0.9999 ★, best" in page.text
+    assert f"EER lower is better {mine['eer']:.4f} 0.8888 0.0002 ★, best" in page.text
+    error = f"{mine['standard_error']:.4f}"
+    assert f"Standard error {error} {error} {error} Population" in page.text  # no merit of a network
+    assert f"AUC {mine['auc']:.4f} ★, best {mine['auc']:.4f} ★, best" in page.text
+
+
+def test_one_run_has_its_page_in_its_folder(copy: Path, ft: Callable) -> None:
+    text = ft(copy, "report", "-j", 1).output
+    page = copy / ".ft/runs/second/report.html"  # the latest
+    assert (
+        page.is_file()
+        and "1 run, 0 evaluations" in text
+        and text.splitlines()[-1].endswith("second/report.html")
+    )
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path != page}
+    ft(copy, "report", "first", "second", "--out", copy / "new" / "both.html", "-j", 1)
+    after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path != page}
+    assert {path for path in after if after[path] != before.get(path)} == {copy / "new" / "both.html"}
+
+
+def test_what_is_missing_is_said(copy: Path, ft: Callable) -> None:
+    run = copy / ".ft/runs/first"
+    (run / "checkpoints/best.safetensors").unlink()
+    (run / "metrics.csv").write_text("")
+    for file in (run / "evaluation").glob("*.parquet"):
+        file.unlink()
+    page = report(ft, copy, "first")
+    assert "no run or checkpoint" in page.text
+    assert "no metrics yet" in page.text
+    assert "There are no comparisons one by one yet: ft evaluate leaves them" in page.text
+    assert "There are no pictures of pairs yet" in page.text
+
+    (run / "config.json").write_text("{")
+    page = report(ft, copy, run)
+    assert "Its config.json cannot be read" in page.text
+
+    shutil.copytree(run, copy / "elsewhere")
+    page = report(ft, copy, copy / "elsewhere")
+    assert "lies outside of a workspace" in page.text
+
+
+def test_no_split_no_cache_no_dataset(copy: Path, ft: Callable) -> None:
+    ft(copy, "split", "--undo")
+    page = report(ft, copy, "first")
+    assert "the photographs are not split yet: run ft split 0.1 first" in page.text
+    assert "The dataset is no longer what it was trained on: ft split changed it since" in page.text
+    ft(copy, "split", *SPLIT)
+    (manifest,) = copy.glob(".ft/datasets/*/cache.arrow")
+    manifest.unlink()
+    page = report(ft, copy, "first")
+    assert "ft cache" in page.text and "People under two names" not in page.text
+    shutil.rmtree(manifest.parent)
+    page = report(ft, copy, "first")
+    assert "Its dataset is gone" in page.text
+
+
+def test_people_who_were_trained_on_are_told(copy: Path, ft: Callable) -> None:
+    ft(copy, "split", 0.5, "--seed", 4)
+    people = set((copy / ".ft/runs/first/people.txt").read_text().splitlines())
+    page = report(ft, copy, "first")
+    found = re.search(r"(\d) of its people were trained on", page.text)
+    assert found is not None
+    ft(copy, "evaluate", "second", "-j", 1)
+    said = json.loads((copy / ".ft/runs/second/evaluation/validation.json").read_text())["notes"]
+    assert int(found[1]) == int(said[-1][0]) <= len(people)
+
+
+def test_a_large_split_is_cut(copy: Path, ft: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facetrain.pipeline.report.MOST_EMBEDDED", 11)
+    page = report(ft, copy, "first")
+    assert "10 of its 20 photographs were looked at, of people drawn at random" in page.text
+    assert "10 photographs of 2 people" in page.text
+
+
+def test_embeddings_that_are_no_numbers(copy: Path, ft: Callable) -> None:
+    best = copy / ".ft/runs/first/checkpoints/best.safetensors"
+    with safe_open(best, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    broken = {
+        name: value * math.nan if value.is_floating_point() else value for name, value in tensors.items()
+    }
+    best.unlink()  # it is a link to that of its epoch
+    save_file(broken, best, metadata)
+    page = report(ft, copy, "first")
+    assert page.text.count("Its embeddings are no numbers") == 2  # for label errors, and for the map
+
+
+def test_many_runs(copy: Path, ft: Callable) -> None:
+    names = [f"run{number}" for number in range(9)]
+    for name in names:
+        shutil.copytree(copy / ".ft/runs/first", copy / ".ft/runs" / name)
+    page = report(ft, copy, *names)
+    keys = [attrs["class"] for attrs in page.of("path") if attrs.get("d") == "M1 5H27"]
+    assert len(set(keys)) == len(names)  # colour and dashes together
+    assert all(page.text.count(name) > 5 for name in names)
+
+
+def test_evaluations_of_older_versions_are_told(copy: Path, ft: Callable) -> None:
+    file = copy / ".ft/runs/first/evaluation/validation.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in found.items() if name != "labels"}))
+    page = report(ft, copy, "first")
+    assert "is no evaluation as this version writes them: run ft evaluate again" in page.text
+
+
+def test_wrong_files_and_runs(copy: Path, wrong: Callable) -> None:
+    assert "no run 'third': there are first, second" in wrong(copy, "report", "third")
+    missing = copy / "none.json"
+    assert f"cannot read {missing}: No such file" in wrong(copy, "report", "first", "--with", missing)
+    (copy / "bad.json").write_text("[1,")
+    line = wrong(copy, "report", "first", "--with", copy / "bad.json")
+    assert "bad.json is no valid JSON" in line and "name a file that `ft evaluate` wrote" in line
+    for text in ("[]", "{}", '{"labels": {"a": 1}, "values": {"a": "b"}}'):
+        (copy / "bad.json").write_text(text)
+        assert "is no evaluation as this version writes them" in wrong(
+            copy, "report", "first", "--with", copy / "bad.json"
+        )
+
+
+def test_an_evaluation_is_read_whole(made: Path) -> None:
+    file = made / ".ft/runs/first/evaluation/validation.json"
+    found, said = read_evaluation(file), json.loads(file.read_text())
+    assert dict(found.values) == said["values"] and found.epoch == said["network"]["epoch"] == 1
+    assert found.threshold == np.median([t for t in said["thresholds"] if t is not None])
+    trials = pq.read_table(file.with_name("validation.trials.parquet"))
+    assert found.scores is not None and found.same is not None
+    np.testing.assert_array_equal(found.scores, trials["score"].to_numpy())
+    for same in (True, False):
+        scores = sorted(
+            (s for s, is_same in zip(found.scores, found.same, strict=True) if is_same == same),
+            reverse=not same,
+        )
+        shown = [pair.score for pair in found.hardest if pair.same == same]
+        assert shown == scores[:PAIRS_SHOWN] and shown
