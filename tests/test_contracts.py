@@ -102,4 +102,7 @@ def test_detector(name: str) -> None:
 
 def test_every_family_is_checked() -> None:
     families = {"losses", "miners", "backbones", "trainers", "samplers", "detectors"}
-    assert set(BUILT_IN) == families | {"embedders", "protocols"}  # in tests/test_embedders.py, test_protocols.py
+    assert set(BUILT_IN) == families | {
+        "embedders",
+        "protocols",
+    }  # in tests/test_embedders.py, test_protocols.py
