@@ -12,8 +12,9 @@ from facetrain.errors import UserError
 from facetrain.evaluate.protocols.agedb import MATLAB, AgeDb30
 from facetrain.evaluate.protocols.base import Protocol
 from facetrain.evaluate.protocols.cfp import CfpFp
-from facetrain.evaluate.protocols.cross_lfw import Calfw, Cplfw, read_path_pairs
+from facetrain.evaluate.protocols.cross_lfw import Calfw, Cplfw
 from facetrain.evaluate.protocols.lfw import Lfw
+from facetrain.evaluate.protocols.listed_pairs import read_path_pairs
 from facetrain.evaluate.protocols.rfw import Rfw, read_race
 
 Change = Callable[[list[str]], list[str]]
@@ -263,14 +264,14 @@ def test_a_race_with_lfws_first_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no MATLAB file", b"MATLAB 5.0 MAT-file" + bytes(300)])
 def test_a_damaged_matlab_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / MATLAB).write_bytes(content)
-    assert f"{MATLAB}: no MATLAB file, or damaged" in said_of(lambda: AgeDb30(tmp_path))
+    assert f"{MATLAB}: no list of pairs that can be read" in said_of(lambda: AgeDb30(tmp_path))
 
 
 def test_a_matlab_file_of_something_else(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
     path = tmp_path / MATLAB
     io.savemat(str(path), {"pairs": [1, 2]})
-    assert f"{MATLAB}: no list of pairs of AgeDB: it has no 'splits'" in said_of(lambda: AgeDb30(tmp_path))
+    assert f"{MATLAB}: no list of pairs: there is no splits in it" in said_of(lambda: AgeDb30(tmp_path))
     for splits in ([1.0, 2.0], {"pairs": [1.0], "labels": [1.0]}):
         io.savemat(str(path), {"splits": splits})
         assert f"{MATLAB}: fold 1 is not as AgeDB has it" in said_of(lambda: AgeDb30(tmp_path))

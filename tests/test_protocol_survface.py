@@ -272,7 +272,7 @@ def test_matlab_lists_beside_the_evaluation_code(data: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     assert "names of the files" in SurvFace(data, part="identification").notes[0]
     with pytest.raises(
-        UserError, match=r"pairs_names\.mat needs scipy: pip install scipy, or write the list as pos"
+        UserError, match=r"pairs_names\.mat is a MATLAB file, which scipy reads: pip install scipy"
     ):
         SurvFace(data, part="verification")
 

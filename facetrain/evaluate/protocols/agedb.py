@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-from facetrain.evaluate.protocols.cross_lfw import ListedPairs, PathPairs, read_path_pairs
+from facetrain.evaluate.protocols.listed_pairs import ListedPairs, PathPairs, read_path_pairs
+from facetrain.evaluate.protocols.matlab import read_matlab
 
 MATLAB = "04_FINAL_protocol_30_years.mat"
 
@@ -55,18 +56,7 @@ class _MatlabPairs(PathPairs):
 
 def _read_matlab(path: Path) -> PathPairs:
     """The line of a pair is its number in the file, from 1."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UserError(f"{path} is a MATLAB file, which scipy reads: pip install scipy") from None
-    try:
-        content = loadmat(str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the list of pairs: {error.strerror or error}") from None
-    except Exception as error:  # a damaged file raises whatever the reader stumbles over
-        raise UserError(f"{path}: no MATLAB file, or damaged: {error}") from None
-    if "splits" not in content:
-        raise UserError(f"{path}: no list of pairs of AgeDB: it has no 'splits'")
+    content = read_matlab(path, "list of pairs", ("splits",))
     first: list[str] = []
     second: list[str] = []
     numbers: list[int] = []

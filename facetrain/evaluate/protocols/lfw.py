@@ -20,6 +20,8 @@ from facetrain.evaluate.protocols.pairwise import (
     PairRows,
     check_no_face,
     measure_pairs,
+    no_face_notes,
+    pairs_without_face,
     rate_figures,
     unique_rows,
 )
@@ -124,14 +126,7 @@ def _view_1(train: Measured, test: Measured, *, found: NDArray[np.bool_], no_fac
         "threshold_on_itself": False,
     }
     details["training_pairs"] = train.details
-    notes = []
-    if not found.all():
-        with_none, test_with_none = (_pairs_without_face(part) for part in (train, test))
-        notes = [
-            f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found; the {with_none:,} training "
-            f"pairs and {test_with_none:,} test pairs with one are "
-            f"{'counted as different people' if no_face == 'different' else 'left out'}"
-        ]
+    without = f"the {pairs_without_face(train):,} training pairs and {pairs_without_face(test):,} test pairs with one"
     rates = {name: value for name, value in test.values.items() if name in rate_figures()}
     return replace(
         test,
@@ -141,10 +136,5 @@ def _view_1(train: Measured, test: Measured, *, found: NDArray[np.bool_], no_fac
             for what, part in (("training", train), ("test", test))
         },
         details=details,
-        notes=notes,
+        notes=no_face_notes(found, without, no_face),
     )
-
-
-def _pairs_without_face(part: Measured) -> int:
-    names = ("refused_same_pairs", "refused_different_pairs", "pairs_dropped")
-    return sum(part.details[name] for name in names)

@@ -4,9 +4,8 @@ which only their names say who is on them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from facetrain.errors import UserError
 from facetrain.evaluate.protocols.files import fault, read_lines
+from facetrain.evaluate.protocols.matlab import has_scipy, read_matlab
 from facetrain.files import PHOTOGRAPHS
 
 Row = tuple[int, str, str]  # number of the line, or of the entry in a MATLAB file, from 1; the two cells
@@ -38,7 +38,7 @@ def read_labelled(lists: Path, stem: str, variables: tuple[str, str], root: Path
     """
     csv, mat = lists / f"{stem}.csv", lists / f"{stem}.mat"
     notes: tuple[str, ...] = ()
-    if csv.is_file() or (mat.is_file() and scipy_reader() is not None):
+    if csv.is_file() or (mat.is_file() and has_scipy()):
         path = csv if csv.is_file() else mat
         rows = read_two_columns(path, "list of photographs and people", variables)
     else:
@@ -83,15 +83,6 @@ def read_two_columns(path: Path, what: str, variables: tuple[str, ...]) -> list[
     return rows
 
 
-def scipy_reader() -> Callable[..., dict[str, Any]] | None:
-    """scipy's ``loadmat``, or None where scipy is not installed."""
-    try:
-        read: Callable[..., dict[str, Any]] = import_module("scipy.io").loadmat
-    except ImportError:
-        return None
-    return read
-
-
 def names_below(folder: Path) -> list[str]:
     """All photographs below ``folder``, in order of their names: paths from there, '/' between folders. UserError for a
     folder that is not there, or holds none."""
@@ -120,16 +111,7 @@ def _label_of(folder: Path, name: str) -> str:
 
 
 def _read_mat(path: Path, what: str, variables: tuple[str, ...]) -> list[Row]:
-    read = scipy_reader()
-    if read is None:
-        raise UserError(f"{path} needs scipy: pip install scipy, or write the list as {path.stem}.csv")
-    try:
-        found = read(path, variable_names=variables)
-    except Exception as error:  # whatever scipy raises of a damaged file
-        raise UserError(f"{path}: no {what} that can be read: {str(error).splitlines()[0]}") from None
-    missing = [name for name in variables if name not in found]
-    if missing:
-        raise UserError(f"{path}: no {what}: there is no {missing[0]} in it")
+    found = read_matlab(path, what, variables)
     columns = _columns([np.asarray(found[name]) for name in variables])
     if len(columns) != 2:
         raise UserError(f"{path}: no {what}: expected two columns, found {len(columns)}")

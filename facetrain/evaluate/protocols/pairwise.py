@@ -73,13 +73,6 @@ def measure_pairs(
     refused = scores == -np.inf
     keep = ~refused if no_face == "drop" else np.ones(len(scores), bool)
     result = verify(scores[keep], pairs.same[keep], pairs.folds[keep])
-    notes = []
-    if not found.all():
-        how = "counted as different people" if no_face == "different" else "left out"
-        notes.append(
-            f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found; the "
-            f"{int(refused.sum()):,} pairs with one are {how}"
-        )
     folds = len(result.accuracies)
     trials = Trials(scores[keep], pairs.same[keep], pairs.first[keep], pairs.second[keep], pairs.folds[keep])
     return Measured(
@@ -96,8 +89,24 @@ def measure_pairs(
             "pairs_dropped": int((~keep).sum()),
         },
         trials=trials,
-        notes=notes,
+        notes=no_face_notes(found, f"the {int(refused.sum()):,} pairs with one", no_face),
     )
+
+
+def no_face_notes(found: NDArray[np.bool_], pairs: str, no_face: str) -> list[str]:
+    """What is said of photographs without a face, if there are any. pairs: such as "the 36 pairs with one"."""
+    if found.all():
+        return []
+    how = "counted as different people" if no_face == "different" else "left out"
+    return [
+        f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found; {pairs} are {how}"
+    ]
+
+
+def pairs_without_face(measured: Measured) -> int:
+    """How many pairs of what `measure_pairs` found have a photograph without a face."""
+    names = ("refused_same_pairs", "refused_different_pairs", "pairs_dropped")
+    return sum(measured.details[name] for name in names)
 
 
 def verification_values(result: VerificationResult) -> dict[str, float | None]:

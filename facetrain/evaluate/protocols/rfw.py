@@ -8,7 +8,7 @@ data/African/m.0c7mh2/m.0c7mh2_0001.jpg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,14 @@ from facetrain.errors import UserError
 from facetrain.evaluate.pairs import read_pairs
 from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials
 from facetrain.evaluate.protocols.files import fault, find_files, first_there, read_lines
-from facetrain.evaluate.protocols.pairwise import PairRows, check_no_face, measure_pairs, unique_rows
+from facetrain.evaluate.protocols.pairwise import (
+    PairRows,
+    check_no_face,
+    measure_pairs,
+    no_face_notes,
+    pairs_without_face,
+    unique_rows,
+)
 from facetrain.evaluate.search import Embeddings
 from facetrain.evaluate.verification import deal_folds
 
@@ -105,6 +112,7 @@ class Rfw(Protocol):
         }
         for race, part in measured.items():
             values |= {f"{name}_{race.lower()}": part.values[name] for name in OF_RACE}
+        without = ", ".join(f"{pairs_without_face(part):,} {race}" for race, part in measured.items())
         return Measured(
             values=values,
             counts={
@@ -118,7 +126,7 @@ class Rfw(Protocol):
                 "groups": list(RACES),
             },
             trials=_trials([part.trials for part in measured.values() if part.trials is not None]),
-            notes=_notes(measured, found, self.no_face),
+            notes=no_face_notes(found, f"the pairs with one ({without})", self.no_face),
         )
 
 
@@ -198,14 +206,3 @@ def _trials(parts: Sequence[Trials]) -> Trials:
 
     groups = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
     return Trials(joined("scores"), joined("same"), joined("first"), joined("second"), groups)
-
-
-def _notes(measured: Mapping[str, Measured], found: NDArray[np.bool_], no_face: str) -> list[str]:
-    if found.all():
-        return []
-    names = ("refused_same_pairs", "refused_different_pairs", "pairs_dropped")
-    refused = ", ".join(f"{sum(part.details[n] for n in names):,} {race}" for race, part in measured.items())
-    return [
-        f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found; the pairs with one "
-        f"({refused}) are {'counted as different people' if no_face == 'different' else 'left out'}"
-    ]

@@ -9,7 +9,7 @@ import pickle
 from pathlib import Path
 
 from facetrain.datasets.synth.layouts import Drawing, Layout
-from facetrain.datasets.synth.layouts.lfw import Number, folds_of, pairs_of, require
+from facetrain.datasets.synth.layouts._pairs import Number, folds_of, pairs_of, require
 from facetrain.files import write_if_changed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from facetrain.datasets.synth.layouts import Drawing, Layout
-from facetrain.datasets.synth.layouts.lfw import Number, folds_of, pairs_of, require, write_lines
+from facetrain.datasets.synth.layouts._pairs import Number, folds_of, pairs_of, require, write_lines
 
 
 def lay_out(identities: int, images: int, seed: int, size_px: int) -> Layout:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from facetrain.datasets.synth.landmarks import face_landmarks
 from facetrain.datasets.synth.layouts import Drawing, Layout
-from facetrain.datasets.synth.layouts.lfw import Pair, folds_of, pairs_of, require, write_lines
+from facetrain.datasets.synth.layouts._pairs import Pair, folds_of, pairs_of, require, write_lines
 
 RACES = ("African", "Asian", "Caucasian", "Indian")
 
