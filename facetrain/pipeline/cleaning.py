@@ -115,10 +115,9 @@ def _of_label_errors(
 
     for outlier in errors.outliers:
         own, other = names[outlier.label], names[outlier.nearest_label]
-        nearer = outlier.nearest_cosine > outlier.own_cosine
-        what = "nearer to" if nearer else "far from the others of its person, as near to"
-        reason = f"{what} {other} ({outlier.nearest_cosine:.2f}) than to its own ({outlier.own_cosine:.2f})"
-        if not nearer:
+        if outlier.nearest_cosine > outlier.own_cosine:
+            reason = f"nearer to {other} ({outlier.nearest_cosine:.2f}) than to its own ({outlier.own_cosine:.2f})"
+        else:
             reason = f"far from the others of its person ({outlier.own_cosine:.2f}; {other} {outlier.nearest_cosine:.2f})"
         score = f"{outlier.own_cosine - outlier.nearest_cosine:.4f}"
         yield Proposal(LEAVE_OUT, path_of(outlier.row), own, other, reason, score)
