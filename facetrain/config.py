@@ -19,6 +19,13 @@ from facetrain.errors import UserError, did_you_mean
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _is_file(value: Any) -> bool:
+    """Whether an argument is the path of something that is there, and not a word that a folder happens to have."""
+    if not isinstance(value, str) or not (os.sep in value or os.path.splitext(value)[1]):
+        return False
+    return os.path.exists(value)
+
+
 class Validation(BaseModel):
     """One entry of ``[[validate]]``: a protocol that is measured while a network is trained."""
 
@@ -35,7 +42,9 @@ class Validation(BaseModel):
     every_epochs: int | None = Field(None, ge=1, description="default: 1")
     every_steps: int | None = Field(None, ge=1, description="instead, also within epochs")
     flip: bool = Field(False, description="of each photograph and its mirror image the sum")
-    multi: str = Field("centre", description="of several faces in a raw photograph: largest or centre")
+    multi: Literal["largest", "centre"] = Field(
+        "centre", description="of several faces in a raw photograph that one"
+    )
     keep_scores: bool = Field(
         False, description="keep the score of every trial, each time, in the run's folder"
     )
@@ -52,8 +61,17 @@ class Validation(BaseModel):
     def _wherever_it_is_resumed(cls, data: str | None) -> str | None:
         return None if data is None else os.path.abspath(data)
 
+    @field_validator("protocol_args")
+    @classmethod
+    def _files_too(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: os.path.abspath(value) if _is_file(value) else value for name, value in arguments.items()
+        }
+
     @model_validator(mode="after")
     def _whole(self) -> Validation:
+        if self.prefix == "train":
+            raise ValueError("an entry cannot be called 'train': give it another name")
         if self.every_epochs is not None and self.every_steps is not None:
             raise ValueError("choose every_epochs or every_steps")
         if (self.data is None) != (self.protocol == "split"):
@@ -124,14 +142,22 @@ class TrainConfig(BaseModel):
     )
     save_every_minutes: float = Field(10.0, gt=0, description="how much an unexpected end can cost")
 
-    @field_validator("validation")
-    @classmethod
-    def _told_apart(cls, validation: tuple[Validation, ...]) -> tuple[Validation, ...]:
-        names = [entry.prefix for entry in validation]
+    @model_validator(mode="after")
+    def _told_apart(self) -> TrainConfig:
+        names = [entry.prefix for entry in self.validators]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two entries are called {twice!r}: give them a name each")
-        return validation
+            raise ValueError(
+                f"validate: two entries are called {twice!r} (the split is 'val'): give them a name each"
+            )
+        return self
+
+    @property
+    def validators(self) -> list[Validation]:
+        """What is measured: the entries, and the validation split first unless one of them is of it."""
+        if not self.validation_pairs or any(entry.protocol == "split" for entry in self.validation):
+            return list(self.validation)
+        return [Validation.model_validate({}), *self.validation]
 
     @field_validator("validation_pairs")
     @classmethod
@@ -206,5 +232,9 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
         if first["type"] == "extra_forbidden":
             model: type[BaseModel] = Validation if name.startswith("validate.") else TrainConfig
             raise UserError(f"no setting '{name}': there are {', '.join(setting_names(model))}") from None
+        if first["type"] == "tuple_type" and name == "validate":
+            raise UserError(
+                "validate holds a list of tables: write [[validate]], with two brackets"
+            ) from None
         why = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{name} = {first['input']!r}: {why[0].lower() + why[1:]}") from None

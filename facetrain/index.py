@@ -21,12 +21,13 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facetrain.errors import MissingStage
+from facetrain.errors import MissingStage, UserError
 from facetrain.image_spec import ImageSpec
 from facetrain.tables import (
     CONTENT,
@@ -86,6 +87,15 @@ STATUSES = {
 
 
 @dataclass(frozen=True)
+class MarkCounts:
+    """Usable photographs that are left out; the others that were given to another person; marks that no longer hold."""
+
+    left_out: int
+    renamed: int
+    changed: int
+
+
+@dataclass(frozen=True)
 class Index:
     """The rows and columns of one dataset as they stand; `read_index` makes it. Masks are bool [rows]."""
 
@@ -116,12 +126,15 @@ class Index:
 
     @cached_property
     def marks(self) -> pa.Table | None:
-        """`MARKS` of `ft clean`; None where there are none. Raises MissingStage where they were lost."""
+        """`MARKS` of `ft clean`; None where there are none. Raises MissingStage where they were lost or damaged."""
         path = self.folder / "clean.arrow"
-        if path.is_file():
+        if not path.is_file():
+            self._check_never_made(path, "clean")
+            return None
+        try:
             return read_table(path)
-        self._check_never_made(path, "clean")
-        return None
+        except UserError:
+            raise self._lost_marks("damaged") from None
 
     @property
     def has_marks(self) -> bool:
@@ -131,11 +144,21 @@ class Index:
     @cached_property
     def marked(self) -> np.ndarray:
         """int64 [marks]: the row of each mark's photograph, -1 where it is gone or has changed."""
-        if self.marks is None:
-            return np.zeros(0, np.int64)
-        rows = find_sorted(self.rows["path"], self.marks["path"].to_pylist())
-        rows[~same_content(take(self.rows["content"], rows), self.marks["content"])] = -1
+        return np.zeros(0, np.int64) if self.marks is None else self._rows_of(self.marks)
+
+    def _rows_of(self, marks: pa.Table) -> np.ndarray:
+        rows = find_sorted(self.rows["path"], marks["path"].to_pylist())
+        rows[~same_content(take(self.rows["content"], rows), marks["content"])] = -1
         return rows
+
+    def count_marks(self, marks: pa.Table) -> MarkCounts:
+        """What these `MARKS`, its own or others, come to."""
+        rows = self._rows_of(marks)
+        usable = np.append(self.usable, False)[rows]  # the last is for -1
+        left_out = marks["left_out"].to_numpy()
+        renamed = pc.is_valid(marks["identity"]).to_numpy() & ~left_out
+        counts = (usable & left_out, usable & renamed, rows < 0)
+        return MarkCounts(*(int(np.count_nonzero(mask)) for mask in counts))
 
     @cached_property
     def candidates(self) -> np.ndarray:
@@ -201,16 +224,11 @@ class Index:
 
     def _check_never_made(self, path: Path, stage: str) -> None:
         """A column that is gone while its stage's record is there was lost: going on would undo the stage unasked."""
-        try:
-            record = json.loads((self.folder / "stages" / f"{stage}.json").read_text())
-            values = record["parameters"]
-        except (OSError, ValueError, LookupError, TypeError):
+        values = self._parameters(stage)
+        if values is None:
             return
         if stage == "clean":
-            files = ", ".join(map(str, values.get("files", [])))
-            raise MissingStage(
-                f"{path} is gone: run `ft clean --undo`, then apply again what was applied: {files}"
-            )
+            raise self._lost_marks("gone")
         said = {
             "prune": lambda: f"ft prune --min {values['min']}",
             "split": lambda: f"ft split {values['ratio']:g} --by {values['by']} --seed {values['seed']}",
@@ -220,6 +238,21 @@ class Index:
         except (LookupError, TypeError, ValueError):
             again = f"ft {stage}"
         raise MissingStage(f"{path} is gone: run `{again}` again (or `ft {stage} --undo`)")
+
+    def _parameters(self, stage: str) -> dict[str, Any] | None:
+        """Of the stage's record; None where there is none that can be read."""
+        try:
+            record = json.loads((self.folder / "stages" / f"{stage}.json").read_text())
+            return dict(record["parameters"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _lost_marks(self, how: str) -> MissingStage:
+        files = ", ".join(map(str, (self._parameters("clean") or {}).get("files", [])))
+        return MissingStage(
+            f"{self.folder / 'clean.arrow'} is {how}: run `ft clean --undo`, then apply again what was applied"
+            + (f": {files}" if files else "")
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -234,7 +267,10 @@ class Index:
     @property
     def clean_fingerprint(self) -> str:
         """That of clean.arrow; empty where there are no marks."""
-        return (table_fingerprint(self.folder / "clean.arrow") or "") if self.has_marks else ""
+        try:
+            return (table_fingerprint(self.folder / "clean.arrow") or "") if self.has_marks else ""
+        except UserError:
+            raise self._lost_marks("damaged") from None
 
     @property
     def inputs(self) -> dict[str, str]:

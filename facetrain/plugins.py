@@ -72,6 +72,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "calfw": "facetrain.evaluate.protocols.cross_lfw:Calfw",
         "cplfw": "facetrain.evaluate.protocols.cross_lfw:Cplfw",
         "rfw": "facetrain.evaluate.protocols.rfw:Rfw",
+        "bin": "facetrain.pipeline.protocols:BinFile",
         "ijb": "facetrain.evaluate.protocols.ijb:Ijb",
         "tinyface": "facetrain.evaluate.protocols.tinyface:TinyFace",
         "survface": "facetrain.evaluate.protocols.survface:SurvFace",
@@ -184,7 +185,7 @@ def _unknown(family: str, name: str) -> str:
 
 
 _KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict": dict}
-SET_BY_US = ("num_classes", "embedding_dim", "size_px")  # follow from the data and the configuration
+SET_BY_US = ("num_classes", "embedding_dim", "size_px", "data")  # follow from the data and the configuration
 
 
 def parameters_of(part: Any, name: str) -> Mapping[str, inspect.Parameter]:

@@ -29,22 +29,22 @@ class TrainReporter:
             parts.append(f"active {values['active_fraction']:.0%}")
         if "train_accuracy" in values:
             parts.append(f"recognised {values['train_accuracy']:.0%}")
-        parts += _measured(values, measured)
+        parts += measured_texts(values, measured)
         self.bar.say("  ".join([*parts, human_duration(values["seconds"])]))
 
     def validated(self, values: dict[str, float], measured: Sequence[str]) -> None:
-        self.bar.say("  ".join([f"step {values['step']:,}", *_measured(values, measured)]))
+        self.bar.say("  ".join([f"step {values['step']:,}", *measured_texts(values, measured)]))
 
     def warn(self, line: str) -> None:
         self.bar.say(f"warning: {line}")
 
 
-def _measured(values: dict[str, float], columns: Sequence[str]) -> list[str]:
+def measured_texts(values: dict[str, float], columns: Sequence[str]) -> list[str]:
     """``validation 0.8400 ± 0.0106``: of each column its value, with the standard error where there is one."""
     texts = []
     for column in columns:
         name, _, figure = column.partition("_")
         name = f"{'validation' if name == 'val' else name}{'' if figure == 'accuracy' else f' {figure}'}"
-        error = values.get(column.replace("accuracy", "standard_error"), math.nan)
+        error = values.get(f"{column.removesuffix('accuracy')}standard_error", math.nan)
         texts.append(f"{name} {values[column]:.4f}" + (f" ± {error:.4f}" if error == error else ""))
     return texts

@@ -19,6 +19,7 @@ from conftest import run
 from numpy.typing import NDArray
 from test_index import write_rows
 
+from facetrain.commands.cleaning import show_proposals
 from facetrain.datasets.cache.manifest import read_manifest
 from facetrain.datasets.crop_files import read_crops
 from facetrain.datasets.photo_set import PhotoSet, select_rows
@@ -75,6 +76,13 @@ def state(root: Path) -> dict[str, str]:
     return {line["stage"]: line["state"] for line in lines if line["stage"] != "align"}  # a copy is touched
 
 
+def detail_of(root: Path) -> str:
+    """What `ft status` says of the stage clean."""
+    details = {line["stage"]: line["detail"] for line in json.loads(run_status(root))["stages"]}
+    detail: str = details["clean"]
+    return detail
+
+
 def run_status(root: Path) -> str:
     output: str = run(root, "status", "--json").stdout
     return output
@@ -107,6 +115,7 @@ def test_proposals_and_their_application(root: Path, ft: Callable, wrong: Callab
     photographs = sorted(path for path in root.rglob("*.jpg"))
     text = ft(root, "clean", *named, "--out", tmp_path / "clean.csv").output
     assert "1 photograph to leave out" in text and "ft clean --apply" in text
+    assert "1 person who looks like two (2 photographs)" in text and "1 pair who look like one" in text
     found = [
         {key: row[key] for key in ("action", "path", "identity", "becomes")}
         for row in read_csv(tmp_path / "clean.csv")
@@ -254,14 +263,15 @@ def test_a_second_file_is_added(root: Path, ft: Callable, tmp_path: Path) -> Non
     )
     ft(root, "clean", "--apply", tmp_path / "a.csv")
     text = ft(root, "clean", "--apply", tmp_path / "b.csv").output
-    assert "1 photograph left out, 4 given to another person" in text
+    assert "1 photograph left out, 3 given to another person" in text, "what is left out counts as that"
+    assert "1 left out, 3 given to another person" in run_status(root)
     people = people_of(root)
     assert people["ann/1.jpg"] == "ann" and people["bob/1.jpg"] == "bob" and people["bob/3.jpg"] == "cat"
     assert "bob/2.jpg" not in people
     record = Workspace.find(root).dataset().record("clean")
     assert record is not None
-    assert record.parameters == {"files": [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]}
-    assert record.counts == {"left_out": 1, "renamed": 4}
+    assert record.parameters == {"files": [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], "people": []}
+    assert record.counts == {"left_out": 1, "renamed": 3}
     (tmp_path / "c.csv").write_text(lines(("keep", "", "cat"), ("keep", "bob/2.jpg", "cat")))
     ft(root, "clean", "--apply", tmp_path / "c.csv")
     assert set(state(root)) == {"prune", "split", "cache"}, "no mark is left"
@@ -276,8 +286,43 @@ def test_marks_are_of_photographs_as_they_were(root: Path, ft: Callable, tmp_pat
     ft(root, "align", root / "raw", root / "aligned", "--size", 32)
     kept = [path for path in people_of(root) if path.startswith("ann")]
     assert kept == ["ann/1.jpg", "ann/6.jpg"], "one has changed, one is new"
-    detail = {line["stage"]: line["detail"] for line in json.loads(run_status(root))["stages"]}["clean"]
-    assert detail.startswith("4 left out, 1 marked, but changed since")
+    again = "1 person who was left out has new photographs: apply it again"
+    assert detail_of(root).startswith(f"{again}; 3 left out, 1 marked, but changed since"), "3.jpg is gone"
+    text = ft(root, "clean", "--apply", tmp_path / "a.csv").output
+    assert "marked in all: 5 photographs left out" in text
+    assert detail_of(root).startswith("5 left out (")
+    assert not any(path.startswith("ann") for path in people_of(root))
+
+
+def test_only_people_who_were_left_out_as_a_whole_come_back(root: Path, ft: Callable, tmp_path: Path) -> None:
+    """New photographs of ann, cat and dan: of ann one was left out, all of cat, and of dan too but for one."""
+    first = lines(("leave-out", "ann/1.jpg", "ann"), ("leave-out", "", "cat"), ("leave-out", "", "dan"))
+    (tmp_path / "a.csv").write_text(first + "keep,dan/2.jpg,dan,,,\n")
+    ft(root, "clean", "--apply", tmp_path / "a.csv")
+    assert detail_of(root).startswith("10 left out (")
+    for name in ("ann", "cat", "dan"):
+        shutil.copy(root / "raw" / "bob" / "1.jpg", root / "raw" / name / "7.jpg")
+    ft(root, "align", root / "raw", root / "aligned", "--size", 32)
+    assert state(root)["clean"] == "stale"
+    assert detail_of(root).startswith(
+        "1 person who was left out has new photographs: apply it again; 10 left"
+    )
+    (tmp_path / "b.csv").write_text(lines(("rename", "cat/7.jpg", "cat", "bob")))
+    ft(root, "clean", "--apply", tmp_path / "b.csv")
+    assert detail_of(root).startswith("10 left out, 1 given to another person (")
+
+
+def test_marks_of_what_is_not_usable_are_not_counted(root: Path, ft: Callable, tmp_path: Path) -> None:
+    (root / "raw" / "ann" / "1.jpg").write_bytes(b"no photograph")
+    ft(root, "align", root / "raw", root / "aligned", "--size", 32)
+    (tmp_path / "a.csv").write_text(lines(("leave-out", "ann/1.jpg", "ann")))
+    text = ft(root, "clean", "--apply", tmp_path / "a.csv").output
+    assert "marked in all: 0 photographs left out, 0 given to another person" in text
+    assert detail_of(root).startswith("nothing usable is marked (")
+    (tmp_path / "b.csv").write_text(lines(("leave-out", "", "ann"), ("rename", "", "bob", "ann")))
+    text = ft(root, "clean", "--apply", tmp_path / "b.csv").output
+    assert "marked in all: 4 photographs left out, 5 given to another person" in text
+    assert detail_of(root).startswith("4 left out, 5 given to another person (")
 
 
 # -- keeping people out ----------------------------------------------------------------------------------------------
@@ -287,6 +332,7 @@ def test_exclude_people(root: Path, ft: Callable, wrong: Callable, tmp_path: Pat
     (tmp_path / "names.txt").write_text("\ufeffAnn\n\n  fay \nnobody\n")
     text = ft(root, "clean", "--exclude-people", tmp_path / "names.txt", "--out", tmp_path / "out.csv").output
     assert "2 of the 3 people named in" in text and "2 people to leave out" in text
+    assert "note: not found: nobody\n" in text
     assert [row["identity"] for row in read_csv(tmp_path / "out.csv")] == ["ann", "fay"]
     assert len(people_of(root)) == 30
     ft(root, "clean", "--exclude-people", tmp_path / "names.txt", "--out", tmp_path / "again.csv", "--yes")
@@ -295,6 +341,14 @@ def test_exclude_people(root: Path, ft: Callable, wrong: Callable, tmp_path: Pat
         root, "clean", "--exclude-people", tmp_path / "names.txt", "--out", tmp_path / "third.csv"
     ).output
     assert "nothing to propose" in text and not (tmp_path / "third.csv").exists()
+    assert "of another 2 no photographs are used: they are left out already" in text
+    assert "note: not found: nobody\n" in text, "who is left out is there"
+    typos = ["Bobb", "bobb/", "Cat/", "/", *(f"typo {number}" for number in range(6))]
+    (tmp_path / "typos.txt").write_text("\n".join(typos))
+    text = ft(root, "clean", "--exclude-people", tmp_path / "typos.txt", "--out", tmp_path / "4.csv").output
+    assert "1 of the 8 people named in" in text and "1 person to leave out" in text
+    assert "not found: Bobb, typo 0, typo 1, typo 2, typo 3 and 2 more\n" in text
+    assert [row["identity"] for row in read_csv(tmp_path / "4.csv")] == ["cat"]
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "the list of names is empty" in wrong(root, "clean", "--exclude-people", tmp_path / "empty.txt")
     assert "cannot read the list of names" in wrong(root, "clean", "--exclude-people", tmp_path / "none.txt")
@@ -354,11 +408,17 @@ def test_exclude_overlap_by_embedding(root: Path, ft: Callable, tmp_path: Path) 
     tell(root / "aligned", tmp_path / "table.json", {})
     named = tell(tree, tmp_path / "table.json", {"x": 0, "y": 35}, seed=1)
     how = ["--exclude-overlap", tree, "--by", "embedding", *named]
-    ft(root, "clean", *how, "--out", tmp_path / "a.csv")
+    text = ft(root, "clean", *how, "--out", tmp_path / "a.csv").output
     assert [(row["identity"], row["reason"]) for row in read_csv(tmp_path / "a.csv")] == [
         ("ann", f"looks like x in {tree}")
     ]
-    ft(root, "clean", *how, "--threshold", -1, "--out", tmp_path / "b.csv")
+    highest = float(read_csv(tmp_path / "a.csv")[0]["score"])
+    assert f"by embedding: 1 person, cosine {highest:.2f}\n" in text
+    text = ft(root, "clean", *how, "--threshold", -1, "--out", tmp_path / "b.csv").output
+    lowest = min(float(row["score"]) for row in read_csv(tmp_path / "b.csv"))
+    assert f"by embedding: 6 people, cosines {lowest:.2f} to {highest:.2f}: look at the lowest" in text
+    text = ft(root, "clean", *how, "--threshold", 1, "--out", tmp_path / "none.csv").output
+    assert "by embedding: 0 people\n" in text
     assert next(row["identity"] for row in read_csv(tmp_path / "b.csv")) == "ann"
     assert len(read_csv(tmp_path / "b.csv")) == 6
     ft(root, "clean", *how, "--yes", "--out", tmp_path / "c.csv")
@@ -373,6 +433,7 @@ def test_exclude_overlap_by_embedding(root: Path, ft: Callable, tmp_path: Path) 
     [
         ("action,path\n", 1, "its columns must be action,path,identity,becomes,reason,score"),
         ("", 1, "its columns must be"),
+        ("{" * 200_000, 1, "no CSV: field larger than field limit"),
         (lines(("leave-out", "ann/1.jpg", "ann"), ("drop", "ann/2.jpg", "ann")), 3, "no action 'drop'"),
         (lines(("leave-out", "ann/9.jpg", "ann")), 2, "no photograph 'ann/9.jpg' is in the index"),
         (lines(("leave-out", "ann/1.jpg", "bob")), 2, "ann/1.jpg is of ann by now, not of bob"),
@@ -384,7 +445,12 @@ def test_exclude_overlap_by_embedding(root: Path, ft: Callable, tmp_path: Path) 
         (lines(("leave-out", "ann/1.jpg", "ann"), ("keep", "ann/1.jpg", "ann")), 3, "line 2 says already what becomes of ann/1.jpg"),
         (lines(("leave-out", "", "ann"), ("keep", "", "ann")), 3, "line 2 says already what becomes of ann"),
         (lines(("rename", "", "ann", "bob"), ("rename", "", "bob", "cat")), 2, "bob becomes cat in line 3: write cat"),
+        (lines(("rename", "ann/1.jpg", "ann", "bob"), ("rename", "", "bob", "ann")), 2, "bob becomes ann in line 3: remove this line"),
+        (lines(("rename", "", "ann", "bob"), ("rename", "", "bob", "ann")), 2, "people who swap names need two files"),
+        (lines(("rename", "", "cat", "ann"), ("rename", "", "ann", "bob"), ("rename", "", "bob", "ann")), 2, "ann becomes bob, and bob in the end ann"),
         (lines(("leave-out", "ann/1.jpg", "ann")) + "keep,ann/2.jpg\n", 3, "2 columns, not the 6"),
+        (lines().replace("path", "Path ").replace("score", "path"), 1, "its columns must be"),
+        (lines(("leave-out", "ann/9.jpg", "ann")).replace(",", ";"), 2, "no photograph 'ann/9.jpg' is in the index"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_applies_nothing(
@@ -428,13 +494,56 @@ def test_a_spreadsheet_may_have_saved_it(tmp_path: Path) -> None:
     assert read_proposals(tmp_path / "b.csv") == read
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_an_editor_may_have_rearranged_it(separator: str, quoting: Any, tmp_path: Path) -> None:
+    """Other separators, blanks around the header's cells, another order, further columns, capitals in the action."""
+    header = [" Score", "identity ", "who looked", " path ", "action", "", "reason", "becomes"]
+    row = ["0.1", "a,b;c\td", "me", "a,b;c\td/1.jpg", "Leave-Out", "", "why; though, ", ""]
+    with open(tmp_path / "a.csv", "w", encoding="utf-8-sig", newline="") as handle:
+        writer = csv.writer(handle, delimiter=separator, quoting=quoting)
+        writer.writerows([header, row, [""] * 8, ["", "eve", "", "", " RENAME", "", "", "Dan"]])
+    assert read_proposals(tmp_path / "a.csv") == [
+        Proposal("leave-out", "a,b;c\td/1.jpg", "a,b;c\td", "", "why; though, ", "0.1", line=2),
+        Proposal("rename", "", "eve", "Dan", line=4),
+    ]
+
+
+def test_people_who_swap_names(root: Path, ft: Callable, tmp_path: Path) -> None:
+    """As the message says that it is done."""
+    first = lines(("rename", "", "ann", "ann~2"), ("rename", "", "bob", "bob~2"))
+    second = lines(("rename", "", "ann~2", "bob"), ("rename", "", "bob~2", "ann"))
+    for number, text in enumerate((first, second)):
+        (tmp_path / f"{number}.csv").write_text(text)
+        ft(root, "clean", "--apply", tmp_path / f"{number}.csv")
+    people = people_of(root)
+    assert {people[f"ann/{i}.jpg"] for i in range(1, 6)} == {"bob"}
+    assert {people[f"bob/{i}.jpg"] for i in range(1, 6)} == {"ann"}
+
+
+def test_the_summary_counts_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    divided = [Proposal("rename", f"{name}/{i}.jpg", name, f"{name}~2") for name in "abc" for i in range(4)]
+    joined = [Proposal("rename", "", name, "d") for name in "ef"]
+    show_proposals([*divided, *joined, Proposal("leave-out", "", "g")], tmp_path / "a.csv")
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "  3 people who look like two (12 photographs)",
+        "  2 pairs who look like one",
+        "  1 person to leave out",
+    ]
+
+
 def test_marks_that_are_lost_or_damaged(root: Path, ft: Callable, wrong: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(lines(("leave-out", "", "ann")))
     ft(root, "clean", "--apply", tmp_path / "a.csv")
     marks = Workspace.find(root).dataset().folder / "clean.arrow"
     good = marks.read_bytes()
     marks.write_bytes(good[:-20] + b"\0" * 20)
-    assert "clean.arrow is damaged" in wrong(root, "split", 0.4)
+    again = f"run `ft clean --undo`, then apply again what was applied: {tmp_path / 'a.csv'}"
+    for command in (["prune", "--min", 2], ["split", 0.4], ["clean", "--apply", tmp_path / "a.csv"]):
+        line = wrong(root, *command)
+        assert f"clean.arrow is damaged: {again}\n" in line and "remove it" not in line
+    details = {line["stage"]: line["detail"] for line in json.loads(run_status(root))["stages"]}
+    assert details["clean"].endswith(f"clean.arrow is damaged: {again}")
     assert f"`ft clean --undo`, then `ft clean --apply {tmp_path / 'a.csv'}`" in wrong(
         root, "cache", "--verify"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -113,6 +114,21 @@ def test_queries_and_references(root: Path, ft: Callable, wrong: Callable, tmp_p
     assert "only an .h5 file holds queries" in line
 
 
+def test_a_csv_of_somebody_else_is_not_overwritten(
+    root: Path, ft: Callable, wrong: Callable, tmp_path: Path
+) -> None:
+    embed = ["embed", *BY, "--out"]
+    (tmp_path / "labels.csv").write_text("mine\n")
+    assert "labels.csv is there already" in wrong(root, *embed, tmp_path / "reps.csv")
+    (tmp_path / "clean.csv").write_text("action,path\n")
+    assert "clean.csv is there already, and holds no embeddings" in wrong(
+        root, *embed, tmp_path / "clean.csv"
+    )
+    assert (tmp_path / "labels.csv").read_text() == "mine\n"
+    for _ in range(2):
+        ft(root, *embed, tmp_path / "other.csv")  # its own, again
+
+
 def test_photographs_in_no_folder(root: Path, ft: Callable, tmp_path: Path) -> None:
     """They have nobody's name, and are embedded as those of people are."""
     (tmp_path / "flat").mkdir()
@@ -142,6 +158,37 @@ def test_an_interrupted_command_goes_on(
     embedding_of(root, tmp_path / "b.npz", Means())
     with np.load(tmp_path / "b.npz") as file:
         np.testing.assert_array_equal(file["embedding"], resumed)
+
+
+def test_an_onnx_file_is_known_by_its_content(root: Path, tmp_path: Path) -> None:
+    """Which the key of the parts holds: those of one that was replaced are not used."""
+    pytest.importorskip("onnxruntime")
+    from facetrain.pipeline.subject import open_subject
+    from facetrain.workspace import Workspace
+
+    path = tmp_path / "n.onnx"
+    for name in ("one", "two"):
+        path.write_bytes(onnx_of(2 if name == "one" else 3))
+        facts = open_subject(Workspace(root), None, str(path), {}, torch.device("cpu")).facts
+        assert len(facts["content"]) == 64
+        (tmp_path / name).write_text(facts["content"])
+    assert (tmp_path / "one").read_text() != (tmp_path / "two").read_text()
+
+
+def onnx_of(factor: float) -> bytes:
+    """The mean of the pixels, times a factor."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("Mul", ["m", "f"], ["y"]),
+    ]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    constant = numpy_helper.from_array(np.array(factor, np.float32), "f")
+    graph = helper.make_graph(nodes, "g", [image], [out], [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def test_parts_of_another_network_or_of_other_photographs_are_not_used(

@@ -131,6 +131,31 @@ def test_onnx_files_that_cannot_be_used(tmp_path: Path) -> None:
 PAIRS = "2\t2\nann\t1\t2\nbob\t1\t2\nann\t1\tbob\t1\nann\t2\tbob\t2\nann\t1\t3\nbob\t1\t3\nann\t3\tbob\t3\nann\t3\tbob\t1\n"
 
 
+class Damaged(Means):
+    def of(self, crops: np.ndarray) -> np.ndarray:
+        found = super().of(crops)
+        found[-1, 0] = np.nan
+        return found
+
+
+def test_embeddings_that_are_no_numbers(root: Path, wrong: Callable, tmp_path: Path) -> None:
+    by = ["--embedder", f"{__name__}:Damaged", "-j", 1]
+    for command in (
+        ["embed", "--out", tmp_path / "a.npz"],
+        ["clean", "--out", tmp_path / "a.csv"],
+    ):
+        assert "the network gives embeddings that are not finite" in wrong(root, *command, *by)
+
+
+def test_options_of_the_split_are_not_of_a_protocol(root: Path, wrong: Callable) -> None:
+    lfw = ["evaluate", "--protocol", "lfw", "--data", root / "raw"]
+    assert "--seed is of the validation split" in wrong(root, *lfw, "--seed", 3)
+    twice = ["--protocol-arg", "view=1", "--protocol-arg", "view=2"]
+    assert "'view' is given twice" in wrong(root, *lfw, *twice)
+    both = ["--no-face", "drop", "--protocol-arg", "no_face=different"]
+    assert "say the same: leave one out" in wrong(root, *lfw, *both)
+
+
 def test_a_bin_file(root: Path, ft: Callable, wrong: Callable, tmp_path: Path) -> None:
     paths = [f"{name}/{number}.jpg" for name in ("ann", "bob") for number in (1, 2, 3)]
     images = [(root / "aligned" / path).read_bytes() for path in paths]

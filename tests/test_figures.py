@@ -12,6 +12,7 @@ from PIL import Image
 
 from facetrain.errors import UserError
 from facetrain.evaluate import figures
+from facetrain.evaluate.curves import staircase, thinned
 from facetrain.evaluate.figures import loss_figure, roc_figure
 from facetrain.evaluate.metrics import COLUMNS, Metrics, read_metrics
 from facetrain.evaluate.verification import roc
@@ -227,12 +228,12 @@ def test_thinning_keeps_ends_and_extremes():
     rng = np.random.default_rng(0)
     x, y = np.arange(100_003.0), rng.normal(size=100_003)
     y[[7, 5_000, 100_002]] = 50, -60, 70
-    thin_x, thin_y = figures._thinned(x, y)
+    thin_x, thin_y = thinned(x, y, figures.STEP_POINTS)
     assert len(thin_x) == len(thin_y) <= 1.1 * figures.STEP_POINTS
     assert (np.diff(thin_x) > 0).all()
     assert (y[thin_x.astype(int)] == thin_y).all()
     assert {50, -60, 70} <= set(thin_y)
-    few = figures._thinned(x[:100], y[:100])
+    few = thinned(x[:100], y[:100], figures.STEP_POINTS)
     assert (few[0] == x[:100]).all() and (few[1] == y[:100]).all()
 
 
@@ -269,7 +270,7 @@ def test_roc_of_one_pair_of_either_kind(tmp_path, result):
 def test_the_drawn_curve_is_the_tar_at_each_far():
     far, tar = curve(20_000, 1.0)
     for left in (1e-4, 1e-2):
-        x, y = figures._staircase(far, tar, left)
+        x, y = staircase(far, tar, left, figures.ROC_POINTS)
         assert x[0] == left and x[-1] == pytest.approx(1) and y[-1] == 1
         assert len(x) <= figures.ROC_POINTS + 1
         for target, height in list(zip(x, y, strict=True))[::100]:

@@ -14,8 +14,6 @@ from sklearn.metrics import average_precision_score
 from facetrain.errors import UserError
 from facetrain.evaluate.identification import (
     closed_set,
-    mean_rank_rates,
-    mean_tpir,
     megaface,
     open_set,
     tpir_at_fpir,
@@ -84,7 +82,6 @@ def test_closed_set_by_hand():
     assert three.rank_rates == {1: 0, 2: 0, 3: 0.5, 4: 0.5}
     assert (two.distractors, three.distractors) == (2, 3)
     assert json.loads(json.dumps(none.to_dict()))["rank_rates"] == {"1": 0.5, "2": 0.5, "3": 1, "4": 1}
-    assert mean_rank_rates([none, three]) == {1: 0.25, 2: 0.25, 3: 0.75, 4: 0.75}
 
 
 @settings(max_examples=25, deadline=None)
@@ -238,14 +235,6 @@ def test_open_set_of_embeddings_is_that_of_its_searches():
     assert blocked == result
 
 
-def test_the_mean_over_two_galleries():
-    first = tpir_at_fpir([0.9, 0.1], [1, 1], [0.5, 0.2], ranks=[1], fpir_targets=[0.5, 0.3])
-    second = tpir_at_fpir([0.9], [1], [0.5, 0.2, 0.1, 0.1], ranks=[1], fpir_targets=[0.5, 0.3])
-    assert first.tpir == {1: {0.5: 0.5, 0.3: None}}
-    assert mean_tpir([first, second]) == {1: {0.5: 0.75, 0.3: None}}
-    assert mean_tpir([second, second]) == second.tpir
-
-
 def test_what_cannot_be_measured():
     x = column(1, 0.5)
     for call in (
@@ -265,8 +254,6 @@ def test_what_cannot_be_measured():
         (lambda: tpir_at_fpir([np.nan], [1], [0.5]), "below"),
         (lambda: tpir_at_fpir([1.0], [1], [np.inf]), "below"),
         (lambda: tpir_at_fpir([1.0], [0], [0.5]), "begin at 1"),
-        (lambda: mean_tpir([]), "at least one"),
-        (lambda: mean_rank_rates([]), "at least one"),
     ):
         with pytest.raises(ValueError, match=words):
             call()

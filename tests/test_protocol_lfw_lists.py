@@ -174,7 +174,7 @@ def test_through_the_command(tmp_path: Path, wrong: Callable) -> None:
     evaluate = ("evaluate", "--embedder", "dlib", "--protocol", "cplfw", "--data", data)
     assert "pairs_CPLFW.txt, line 3: expected 'photograph number', found 'what'" in wrong(tmp_path, *evaluate)
     said = wrong(tmp_path, *evaluate, "--protocol-arg", "fold=3")
-    assert "protocol 'cplfw' takes no 'fold': it takes data, pairs, images, no_face" in said
+    assert "protocol 'cplfw' takes no 'fold': it takes pairs, images, no_face" in said
 
 
 # -- the forms in which lists come -----------------------------------------------------------------------------------------

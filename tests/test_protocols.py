@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,6 +18,9 @@ from facetrain.datasets.synth.layouts import NAMES
 from facetrain.errors import UserError
 from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials
 from facetrain.evaluate.protocols.files import find_files, first_there, read_lines
+from facetrain.image_spec import ImageSpec
+from facetrain.pipeline.evaluation import file_stem
+from facetrain.pipeline.protocol_crops import protocol_crops
 from facetrain.pipeline.protocols import open_protocol
 from facetrain.plugins import BUILT_IN
 from facetrain.testing import check_protocol
@@ -35,7 +39,7 @@ def test_protocol(name: str, tmp_path: Path) -> None:
 
 
 def test_every_protocol_has_a_layout() -> None:
-    assert set(BUILT_IN["protocols"]) == set(NAMES) - {"bin"}
+    assert set(BUILT_IN["protocols"]) == set(NAMES)
 
 
 # -- the check itself ----------------------------------------------------------------------------------------------------
@@ -170,6 +174,58 @@ def test_photographs_are_found(tmp_path: Path) -> None:
         find_files(tmp_path, {"c.jpg": (Path("l"), 1)})
     with pytest.raises(UserError, match="no such folder of photographs"):
         find_files(tmp_path / "none", wanted)
+
+
+def test_crops_of_photographs_of_one_name(tmp_path: Path) -> None:
+    """Each has its own, whatever suffix the list gives; what has none does not take another's."""
+    for name in ("imagespec.json", "b.jpg", "b.png.jpg", "c.jpg", "d.png"):
+        (tmp_path / name).touch()
+    names = ["b.png", "b.jpg", "b.bmp", "c.png", "d.png"]
+    found = find_files(tmp_path, {name: (Path("l"), 1) for name in names})
+    assert found == {"b.png": "b.png.jpg", "b.jpg": "b.jpg", "b.bmp": "", "c.png": "c.jpg", "d.png": "d.png"}
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").touch()
+    with pytest.raises(UserError, match=r"pairs\.txt is a file: name the folder that holds the list"):
+        first_there(tmp_path / "pairs.txt", ("pairs.txt",), "list")
+
+
+def test_only_trials_that_are_to_be_shown_are_written(tmp_path: Path) -> None:
+    rows = np.arange(4)
+    trials = Trials(rows / 4, rows % 2 == 0, rows, rows, rows // 2, shown=rows > 1)
+    shown = trials.to_show()
+    for column in (shown.first, shown.second):
+        assert column is not None and column.tolist() == [2, 3]
+    assert shown.scores.tolist() == [0.5, 0.75] and shown.same.tolist() == [True, False]
+    assert shown.groups is not None and shown.groups.tolist() == [1, 1]
+    assert Trials(rows / 4, rows > 0).to_show().scores.tolist() == [0, 0.25, 0.5, 0.75]
+
+
+def test_a_face_is_scaled_smoothly(tmp_path: Path) -> None:
+    """Smaller ones by bilinear interpolation, larger ones by the mean of what falls on a pixel."""
+    spec, ramp = ImageSpec(size_px=32), np.linspace(0, 240, 8).astype(np.uint8)
+    small = np.repeat(np.tile(ramp, (8, 1))[:, :, None], 3, axis=2)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for name, image in (("small.png", small), ("large.png", noise)):
+        cv2.imwrite(str(tmp_path / name), image[:, :, ::-1])
+    faces = Photographs(tmp_path, ["small.png", "large.png"], kind="faces")
+    crops = protocol_crops(Workspace(tmp_path), faces, spec, "the network", "centre", 1)
+    (batch,) = crops.batches(np.array([0, 1]))
+    steps = np.diff(batch[0, 16, :, 0].astype(int))
+    assert (steps[2:-2] >= 5).all() and (steps[2:-2] <= 12).all(), "no stairs"
+    means = noise.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(batch[1] - means).max() <= 1
+
+
+def test_another_option_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "last-set.txt").touch()
+    data = Path("sets/IJBC")
+    assert file_stem("ijb", data, {}, flip=False) == "IJBC"
+    assert file_stem("ijb", data, {"task": "1:1"}, flip=True) == "IJBC-task=1-1-flip"
+    assert file_stem("bob", Path("mobile"), {"far": 0.01}, flip=False) == "bob-mobile-far=0.01"
+    assert file_stem("lfw", Path("set.bin"), {}, flip=False) == "set"
+    assert file_stem("lfw", Path("raw"), {"pairs": str(tmp_path / "last-set.txt")}, flip=False) == "last-set"
 
 
 def test_one_of_several_names(tmp_path: Path) -> None:

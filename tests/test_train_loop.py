@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -310,6 +311,18 @@ def test_validators_by_steps_and_by_epochs(tmp_path: Path) -> None:
     assert (tmp_path / "stopped/checkpoints/best.safetensors").samefile(
         tmp_path / "stopped/checkpoints/step-00000012.safetensors"
     )
+
+
+def test_what_cannot_be_told_decides_nothing(tmp_path: Path) -> None:
+    def measure(embed_batches, moment) -> dict[str, float]:
+        return {"ijb_tar": math.nan, "ijb_auc": 0.5}
+
+    reporter = Recorder()
+    run(tmp_path / "run", reporter, validate=Validator(measure, {"ijb_tar": False, "ijb_auc": False}))
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "best.safetensors").samefile(folder / "epoch-0003.safetensors"), "the latest"
+    (said,) = reporter.warnings
+    assert "ijb_tar decides which checkpoint is the best, and cannot be told" in said
 
 
 def test_a_step_that_ends_an_epoch_is_validated_once(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from facetrain.config import train_config
 from facetrain.datasets.synth import synthesise
 from facetrain.errors import UserError
-from facetrain.pipeline.validation import entries, over_ranks
+from facetrain.pipeline.validation import over_ranks
+from facetrain.terminal import measured_texts
 
 RANKS = 2
 SMALL = ["--people", "4", "--images", "3", "-j", "1", "--set", "precision=fp32"]
@@ -96,13 +97,13 @@ def test_a_protocol_is_measured_as_the_command_measures_it(work: Path, ft: Calla
     assert (checkpoints / "best.safetensors").samefile(checkpoints / f"{best}.safetensors")
 
     ft(work, "evaluate", "by-lfw", "--protocol", "lfw", "--data", work / "others", "--flip", "-j", 1)
-    found = json.loads((run / "evaluation" / "lfw.json").read_text())
+    found = json.loads((run / "evaluation" / "lfw-others-flip.json").read_text())
     for figure in ("accuracy", "auc", "eer", "standard_error", "tar_at_far_0.1"):
         assert float(measured[best][f"lfw_{figure}"]) == pytest.approx(found["values"][figure], abs=1e-6), (
             figure
         )
     kept = pq.read_table(run / "validation" / "lfw" / f"{best}.trials.parquet")
-    again = pq.read_table(run / "evaluation" / "lfw.trials.parquet")
+    again = pq.read_table(run / "evaluation" / "lfw-others-flip.trials.parquet")
     assert kept.drop_columns("score") == again.drop_columns("score")
     np.testing.assert_allclose(kept["score"].to_numpy(), again["score"].to_numpy(), atol=1e-5)
 
@@ -136,13 +137,18 @@ def test_people_that_are_trained_on_are_said(work: Path, ft: Callable, tmp_path:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ('[[validate]]\nprotocol = "lfw"\nname = "val"\ndata = "DATA"\n', "two entries are called 'val'"),
+        ('[[validate]]\nprotocol = "lfw"\nname = "train"\ndata = "DATA"\n', "cannot be called 'train'"),
+        ('[[validate]]\nprotocol = "lfw"\ndata = "DATA"\nmulti = "skip"\n', "validate.0.multi = 'skip'"),
+        ('[validate]\nprotocol = "lfw"\n', "write [[validate]], with two brackets"),
+        ('[[validate]]\nprotocol = "lfw"\ndata = "DATA"\nprotocol_args = {data = "x"}\n', "'data' follows from"),
         ('[[validate]]\nprotocol = "lfw"\n', "lfw needs data, its folder"),
         ('[[validate]]\ndata = "DATA"\n', "split takes no data"),
         ('[[validate]]\nprotocol = "lwf"\ndata = "DATA"\n', "no 'lwf' among the protocols: did you mean 'lfw'?"),
         ('[[validate]]\nprotocol = "lfw"\ndata = "none"\n', "none: no such folder"),
         ('[[validate]]\nevery_epoch = 2\n', "no setting 'validate.0.every_epoch': there are protocol, data, "),
         ("[[validate]]\nevery_epochs = 1\nevery_steps = 1\n", "choose every_epochs or every_steps"),
-        ("[[validate]]\n[[validate]]\n", "two entries are called 'val': give them a name each"),
+        ("[[validate]]\n[[validate]]\n", "two entries are called 'val' (the split is 'val'): give them a name each"),
         ('[[validate]]\nname = "a b"\n', "string should match pattern"),
         ('[[validate]]\nprotocol_args = {pears = 3}\n', "protocol 'split' takes no 'pears'"),
         ('best = "lfw_accuracy"\n', "best = 'lfw_accuracy' is measured by nothing here: choose one of loss, last, val_"),
@@ -155,9 +161,35 @@ def test_wrong_entries(work: Path, wrong: Callable, tmp_path: Path, text: str, s
     assert not (work / ".ft" / "runs" / "no").exists()
 
 
+def test_what_is_said_of_a_figure() -> None:
+    values = {
+        "val_accuracy": 0.9,
+        "val_standard_error": 0.01,
+        "m_hter": 0.2,
+        "lfw_accuracy": 0.8,
+        "my-accuracy_eer": 0.3,
+    }
+    said = measured_texts(values, ["val_accuracy", "m_hter", "lfw_accuracy", "my-accuracy_eer"])
+    assert said == ["validation 0.9000 ± 0.0100", "m hter 0.2000", "lfw 0.8000", "my-accuracy eer 0.3000"]
+
+
+def test_files_are_found_wherever_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs.txt").touch()
+    (tmp_path / "FF").mkdir()
+    monkeypatch.chdir(tmp_path)
+    entry = {
+        "protocol": "lfw",
+        "data": "set",
+        "protocol_args": {"pairs": "pairs.txt", "kind": "FF", "view": 1},
+    }
+    (made,) = train_config({"validate": [entry]}).validation
+    assert made.data == str(tmp_path / "set")
+    assert made.protocol_args == {"pairs": str(tmp_path / "pairs.txt"), "kind": "FF", "view": 1}
+
+
 def test_a_split_of_its_own_takes_the_place_of_the_usual_one() -> None:
     def names(**settings: object) -> list[str]:
-        return [entry.prefix for entry in entries(train_config(dict(settings)))]
+        return [entry.prefix for entry in train_config(dict(settings)).validators]
 
     lfw = {"protocol": "lfw", "data": "x"}
     assert names() == ["val"]

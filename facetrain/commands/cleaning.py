@@ -132,7 +132,7 @@ def clean(
         assert subject is not None
         found.append(cleaning.propose_label_errors(workspace, aligned, subject, device=on, jobs=jobs))
     for note in (note for part in found for note in part.notes):
-        click.echo(f"note: {note}")
+        click.echo(f"note: {printable(note)}")
     proposals = _once([proposal for part in found for proposal in part.proposals])
     if not proposals:
         click.echo("nothing to propose")
@@ -167,16 +167,19 @@ def _once(proposals: list[Proposal]) -> list[Proposal]:
 
 
 def show_proposals(proposals: list[Proposal], out: Path) -> None:
+    from facetrain.pipeline.cleaning import people
+
     kinds = Counter((p.action, bool(p.path)) for p in proposals)
-    said = {
-        ("leave-out", True): "to leave out",
-        ("leave-out", False): "to leave out",
-        ("rename", True): "to give to another person",
-        ("rename", False): "to join with another",
-    }
     for (action, single), number in kinds.items():
-        what = count(number, "photograph") if single else "1 person" if number == 1 else f"{number:,} people"
-        click.echo(f"  {what} {said[action, single]}")
+        photographs = count(number, "photograph")
+        if action == "leave-out":
+            click.echo(f"  {photographs if single else people(number)} to leave out")
+        elif single:
+            divided = len({p.identity for p in proposals if p.action == action and p.path})
+            look = "looks" if divided == 1 else "look"
+            click.echo(f"  {people(divided)} who {look} like two ({photographs})")
+        else:
+            click.echo(f"  {count(number, 'pair')} who look like one")
     click.echo(f"wrote {os.path.relpath(out)}")
 
 

@@ -91,8 +91,11 @@ def table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  " + "  ".join(cells).rstrip())
 
 
-def settings_of(option: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    """What ``NAME=VALUE`` of a repeated option says; a dot in a name reaches into a table."""
+def settings_of(option: str, settings: tuple[str, ...], *, once: bool = False) -> dict[str, Any]:
+    """What ``NAME=VALUE`` of a repeated option says; a dot in a name reaches into a table.
+
+    once: a name that is given twice is an error; else the last one counts.
+    """
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -104,6 +107,8 @@ def settings_of(option: str, settings: tuple[str, ...]) -> dict[str, Any]:
             target = target.setdefault(folder, {})
             if not isinstance(target, dict):
                 raise UserError(f"{option} {setting}: '{folder}' is a value, and holds no settings")
+        if once and last in target:
+            raise UserError(f"{option} {setting}: '{name}' is given twice: leave one out")
         try:
             target[last] = json.loads(value)
         except ValueError:

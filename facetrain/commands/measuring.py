@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from facetrain.commands.common import (
     FOLDER,
@@ -77,7 +78,7 @@ flip_option = click.option(
 @click.option(
     "--no-face",
     type=click.Choice(["different", "drop"]),
-    help="For lfw: a pair with a photograph without a face counts as told apart, or is left out.  [default: different]",
+    help="For lists of pairs: a pair with a photograph without a face counts as told apart, or is left out.  [default: different]",
 )
 @flip_option
 @click.option("--dataset", "aligned", type=FOLDER, help="For the validation split: its aligned tree.")
@@ -119,6 +120,12 @@ def evaluate(
     from facetrain.pipeline import evaluation
     from facetrain.pipeline.training import device_of
 
+    of_split = {"aligned": "--dataset", "num_pairs": "--num-pairs", "seed": "--seed"}
+    given = [
+        o for name, o in of_split.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if asked is not None and given:
+        raise UserError(f"{given[0]} is of the validation split: leave it out, or the protocol")
     workspace = open_workspace(ctx, create=asked is not None)
     on = device_of(device)
     how: dict[str, Any] = {"flip": flip, "out": out, "device": on, "jobs": jobs}
@@ -132,11 +139,13 @@ def evaluate(
                 raise UserError(
                     f"{where} is measured as it is: leave out the checkpoint, --embedder and --flip"
                 )
-            done = evaluation.evaluate_files(name, opened, out=out, device=on)
+            done = evaluation.evaluate_files(
+                name, opened, out=out, device=on, data=where, arguments=arguments
+            )
         else:
             subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
-            stem = pairs.stem if pairs is not None else where.stem if where.suffix == ".bin" else name
-            done = evaluation.evaluate(workspace, subject, name, opened, multi=multi, stem=stem, **how)
+            how |= {"data": where, "arguments": arguments}
+            done = evaluation.evaluate(workspace, subject, name, opened, multi=multi, **how)
     else:
         subject = subject_of(workspace, checkpoint, embedder, embedder_args, on)
         done = evaluation.evaluate_split(workspace, aligned, subject, num_pairs=num_pairs, seed=seed, **how)
@@ -155,7 +164,9 @@ def _protocol_asked(
     no_face: str | None,
 ) -> tuple[str, Path, dict[str, Any]] | None:
     """(name, data, arguments) of the protocol that the options name; None: the validation split."""
-    arguments = settings_of("--protocol-arg", protocol_args)
+    arguments = settings_of("--protocol-arg", protocol_args, once=True)
+    if no_face is not None and "no_face" in arguments:
+        raise UserError("--no-face and --protocol-arg no_face say the same: leave one out")
     if no_face is not None:
         arguments["no_face"] = no_face
     if pairs is not None or images is not None:
@@ -196,7 +207,7 @@ def subject_of(
         raise UserError("--embedder-arg needs --embedder")
     from facetrain.pipeline.subject import open_subject
 
-    arguments = settings_of("--embedder-arg", embedder_args)
+    arguments = settings_of("--embedder-arg", embedder_args, once=True)
     return open_subject(workspace, checkpoint, embedder, arguments, device)
 
 

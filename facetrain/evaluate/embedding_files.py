@@ -60,7 +60,29 @@ def writer_of(out: Path, *, queries: bool) -> Writer:
         _h5py()
     elif queries:
         raise UserError(f"--out {out}: only an .h5 file holds queries beside references")
+    if out.suffix == ".csv":
+        _check_csv(out)
     return writers[out.suffix]
+
+
+def _check_csv(out: Path) -> None:
+    """UserError where one of the two files is there and is not one of ours: text that somebody may need."""
+    labels = _labels_of(out)
+    if labels.exists() and not out.exists():
+        raise UserError(f"{labels} is there already and would be overwritten: choose another --out")
+    if out.is_file():
+        with open(out, encoding="utf-8", errors="replace") as file:
+            first = file.readline().strip()
+        try:
+            [float(field) for field in first.split(",")] if first else None
+        except ValueError:
+            raise UserError(
+                f"{out} is there already, and holds no embeddings: choose another --out"
+            ) from None
+
+
+def _labels_of(out: Path) -> Path:
+    return out.with_name("labels.csv" if out.name == "reps.csv" else f"{out.stem}-labels.csv")
 
 
 def _write_parquet(
@@ -127,7 +149,7 @@ def _write_h5(out: Path, reference: Embedded, query: Embedded | None, facts: dic
 def _write_csv(out: Path, reference: Embedded, query: Embedded | None, facts: dict[str, Any]) -> list[Path]:
     names = sorted({name or "" for name in reference.identities})
     number_of = {name: number for number, name in enumerate(names, start=1)}
-    labels = out.with_name("labels.csv" if out.name == "reps.csv" else f"{out.stem}-labels.csv")
+    labels = _labels_of(out)
     with replacing(labels) as temp, open(temp, "wb") as file:
         for path, name in zip(reference.paths, reference.identities, strict=True):
             file.write(csv_line([number_of[name or ""], path]))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from facetrain.evaluate.curves import staircase, thinned
 from facetrain.evaluate.metrics import Floats, Metrics
 from facetrain.evaluate.verification import auc, eer
 from facetrain.files import replacing
@@ -72,7 +73,7 @@ def roc_figure(results: Mapping[str, tuple[Floats, Floats]], out: Path) -> list[
         left = _decade_below_all([far for far, _ in results.values()])
         for (name, (far, tar)), colour in zip(results.items(), _colours(len(results)), strict=True):
             label = f"{_label(name)}:  AUC {auc(far, tar):.4f},  EER {eer(far, tar):.2%}"
-            x, y = _staircase(far, tar, left)
+            x, y = staircase(far, tar, left, ROC_POINTS)
             axes.plot(x, y, color=colour, drawstyle="steps-post", label=label)
         chance = np.geomspace(left, 1, 200)
         axes.plot(
@@ -200,7 +201,9 @@ def _draw_rate(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, st
         epoch, rate = metrics.of_steps("lr")
         if not len(epoch):
             epoch, rate = metrics.of_epochs("lr")
-        axes.plot(*_thinned(epoch, rate), color=colours[name], marker="o" if len(epoch) == 1 else "")
+        axes.plot(
+            *thinned(epoch, rate, STEP_POINTS), color=colours[name], marker="o" if len(epoch) == 1 else ""
+        )
         rates.append(rate)
     every = np.concatenate([*rates, np.empty(0)])
     if not len(every):
@@ -286,7 +289,7 @@ def _draw_series(
     epoch, value = metrics.of_steps(column)
     if num_runs <= CROWD:
         faint = 0.35 if num_runs == 1 else 0.2
-        axes.plot(*_thinned(epoch, value), color=colour, linewidth=0.7, alpha=faint, zorder=1.8)
+        axes.plot(*thinned(epoch, value, STEP_POINTS), color=colour, linewidth=0.7, alpha=faint, zorder=1.8)
     centre, mean = _epoch_means(metrics, column)
     marker = "o" if len(mean) <= 10 else ""
     axes.plot(centre, mean, color=colour, linestyle=linestyle, marker=marker, markersize=4)
@@ -374,28 +377,6 @@ def _last_epoch(metrics: Metrics) -> float:
 def _highest(metrics: Metrics, column: str) -> float:
     values = np.concatenate([metrics.of_steps(column)[1], metrics.of_epochs(column)[1]])
     return float(values.max(initial=0.0))
-
-
-def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most about STEP_POINTS points that look the same as a line: the lowest and highest of each short
-    stretch."""
-    size = -(-len(y) // (STEP_POINTS // 2))
-    if size <= 2:
-        return x, y
-    whole = len(y) // size * size
-    stretches = y[:whole].reshape(-1, size)
-    ends = np.stack([stretches.argmin(axis=1), stretches.argmax(axis=1)], axis=1)
-    keep = (np.sort(ends, axis=1) + np.arange(0, whole, size)[:, None]).ravel()
-    return np.concatenate([x[keep], x[whole:]]), np.concatenate([y[keep], y[whole:]])
-
-
-def _staircase(far: Floats, tar: Floats, left: float) -> tuple[Floats, Floats]:
-    """The largest TAR at or below each FAR, from ``left`` to 1, in at most about ROC_POINTS steps."""
-    targets = np.unique(far[far > left])
-    if len(targets) > ROC_POINTS:
-        targets = np.geomspace(left, 1, ROC_POINTS)
-    targets = np.concatenate([[left], targets])
-    return targets, tar[np.searchsorted(far, targets, side="right") - 1]
 
 
 def _decade_below_all(fars: list[Floats]) -> float:

@@ -200,8 +200,7 @@ def open_set(
     """Open-set identification of embeddings: queries with a mate in the gallery are the mated searches, the
     others the non-mated ones. See :func:`tpir_at_fpir` for the figures.
 
-    A set with two galleries (IJB) is measured once with each, all probes against either; see
-    :func:`mean_tpir` for their mean. Ranks count gallery rows: a gallery with several rows a person (SurvFace)
+    A set with two galleries (IJB) is measured once with each, all probes against either. Ranks count gallery rows: a gallery with several rows a person (SurvFace)
     may be reduced to one template each beforehand.
     """
     where: dict[str, Any] = {"device": device, "block_bytes": block_bytes}
@@ -276,31 +275,6 @@ def tpir_at_fpir(
         mated=len(scores),
         non_mated=len(alarms),
     )
-
-
-def mean_tpir(results: Sequence[OpenSetResult]) -> dict[int, dict[float, float | None]]:
-    """The plain mean of TPIR over galleries, as IJB reports its two, by rank and target; each gallery has its
-    own threshold. None where a gallery cannot resolve the target."""
-    if not results:
-        raise ValueError("a mean needs at least one result")
-    means: dict[int, dict[float, float | None]] = {}
-    for rank, rates in results[0].tpir.items():
-        means[rank] = {}
-        for target in rates:
-            values = [result.tpir[rank][target] for result in results]
-            known = [value for value in values if value is not None]
-            means[rank][target] = sum(known) / len(known) if len(known) == len(values) else None
-    return means
-
-
-def mean_rank_rates(results: Sequence[ClosedSetResult]) -> dict[int, float]:
-    """The plain mean of the rank rates over galleries, by rank."""
-    if not results:
-        raise ValueError("a mean needs at least one result")
-    return {
-        rank: sum(result.rank_rates[rank] for result in results) / len(results)
-        for rank in results[0].rank_rates
-    }
 
 
 def _rank_rates(best: Ints, ranks: Sequence[int]) -> dict[int, float]:

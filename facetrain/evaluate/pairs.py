@@ -9,6 +9,7 @@ Format: http://vis-www.cs.umass.edu/lfw/ (README of View 1 and View 2).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,6 +150,10 @@ def _photographs_by_stem(folder: Path) -> dict[str, str]:
             names = [entry.name for entry in entries if entry.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return {}
+        raise
     by_stem: dict[str, str] = {}
     for name in sorted(names, key=lambda name: (len(name), name)):
         stem, suffix = os.path.splitext(name)

@@ -26,12 +26,21 @@ from facetrain.pipeline.crop_trees import aligned_crops
 from facetrain.pipeline.embedding import source_of
 from facetrain.pipeline.subject import Subject, counted
 from facetrain.preprocess.aligner import identity_of
-from facetrain.preprocess.clean import LEAVE_OUT, RENAME, Proposal, alike, apply_proposals, read_proposals
+from facetrain.preprocess.clean import (
+    KEEP,
+    LEAVE_OUT,
+    RENAME,
+    Proposal,
+    alike,
+    apply_proposals,
+    read_proposals,
+)
 from facetrain.progress import Progress
 from facetrain.tables import write_table
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
 WAYS = ("name", "content", "embedding")
+SHOWN = 5  # people who are named in a list and were not found
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Photographs that are left out, and that were given to another person, in all; people who are new, by name; stages
-    that must run again."""
+    """Usable photographs that are left out, and others that were given to another person, in all; people who are new, by
+    name; stages that must run again."""
 
     left_out: int
     renamed: int
@@ -116,7 +125,9 @@ def _of_label_errors(
     for outlier in errors.outliers:
         own, other = names[outlier.label], names[outlier.nearest_label]
         if outlier.nearest_cosine > outlier.own_cosine:
-            reason = f"nearer to {other} ({outlier.nearest_cosine:.2f}) than to its own ({outlier.own_cosine:.2f})"
+            reason = (
+                f"nearer to {other} ({outlier.nearest_cosine:.2f}) than to its own ({outlier.own_cosine:.2f})"
+            )
         else:
             reason = f"far from the others of its person ({outlier.own_cosine:.2f}; {other} {outlier.nearest_cosine:.2f})"
         score = f"{outlier.own_cosine - outlier.nearest_cosine:.4f}"
@@ -146,24 +157,36 @@ def _of_label_errors(
 
 
 def propose_people(workspace: Workspace, aligned: Path | None, file: Path) -> Proposals:
-    """Leave out the people who are named in a file, one a line. Case, Unicode form and the marks between words do not
-    count."""
+    """Leave out the people who are named in a file, one a line. Case, Unicode form, the marks between words and a slash at
+    the end, as of a listed folder, do not count."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: cannot read the list of names: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: no list of names: it is not UTF-8 text") from None
-    wanted = [line.strip() for line in text.split("\n") if line.strip()]
+    wanted: dict[str, str] = {}
+    for line in text.split("\n"):
+        if name := line.strip().rstrip("/").rstrip():
+            wanted.setdefault(alike(name), name)
     if not wanted:
         raise UserError(f"{file}: the list of names is empty")
     index = read_index(workspace.dataset(aligned).folder)
-    here = _names(index)
-    found = _same_names(here, wanted)
+    found = _same_names(_names(index, index.candidates), wanted.values())
     proposals = [Proposal(LEAVE_OUT, "", name, reason=f"named in {file.name}") for name in found]
-    named = len({alike(name) for name in wanted})
     known = len({alike(name) for name in found})
-    return Proposals(proposals, [f"{known:,} of the {named:,} people named in {file} are in the dataset"])
+    notes = [f"{known:,} of the {len(wanted):,} people named in {file} are in the dataset"]
+    there = {alike(name) for name in _names(index, np.ones(index.rows.num_rows, bool))}
+    lacking = [name for key, name in wanted.items() if key not in there]
+    unused = len(wanted) - known - len(lacking)
+    if unused:
+        notes.append(
+            f"of another {unused:,} no photographs are used: they are left out already, or have no crops"
+        )
+    if lacking:
+        more = f" and {len(lacking) - SHOWN:,} more" if len(lacking) > SHOWN else ""
+        notes.append(f"not found: {', '.join(lacking[:SHOWN])}{more}")
+    return Proposals(proposals, notes)
 
 
 def propose_overlap(
@@ -195,13 +218,14 @@ def propose_overlap(
 
     def add(way: str, proposals: Iterable[Proposal]) -> None:
         proposed = {proposal.identity: proposal for proposal in proposals}
-        notes.append(f"by {way}: {len(proposed):,} people")
+        scores = [float(proposal.score) for proposal in proposed.values() if proposal.score]
+        notes.append(f"by {way}: {people(len(proposed))}{_range(scores)}")
         for name, proposal in proposed.items():
             found.setdefault(name, proposal)
 
     if "name" in ways:
         there = {name for path in paths if (name := identity_of(path)) is not None}
-        names = _same_names(_names(index), there)
+        names = _same_names(_names(index, index.candidates), there)
         add(
             "name",
             (Proposal(LEAVE_OUT, "", name, reason=f"a folder of that name is in {tree}") for name in names),
@@ -239,10 +263,21 @@ def propose_overlap(
     return Proposals(list(found.values()), notes)
 
 
-def _names(index: Index) -> list[str]:
-    """The people among the candidates, sorted."""
+def _range(cosines: list[float]) -> str:
+    if len(cosines) < 2:
+        return "".join(f", cosine {cosine:.2f}" for cosine in cosines)
+    return f", cosines {min(cosines):.2f} to {max(cosines):.2f}: look at the lowest"
+
+
+def people(number: int) -> str:
+    """``1 person``, ``2 people``."""
+    return "1 person" if number == 1 else f"{number:,} people"
+
+
+def _names(index: Index, rows: NDArray[np.bool_]) -> list[str]:
+    """The people of these rows, a mask, sorted."""
     codes, names = index.people
-    present: list[str] = names.take(pa.array(np.unique(codes[index.candidates]))).to_pylist()
+    present: list[str] = names.take(pa.array(np.unique(codes[rows & (codes >= 0)]))).to_pylist()
     return sorted(present)
 
 
@@ -296,18 +331,26 @@ def apply(workspace: Workspace, aligned: Path | None, file: Path, *, dry_run: bo
         index = read_index(dataset.folder)
         people_before = set(index.people[1].to_pylist())
         marks = apply_proposals(index, proposals, file)
-        left_out = int(pc.sum(marks["left_out"]).as_py() or 0)
-        renamed = len(marks) - marks["identity"].null_count
+        marked = index.count_marks(marks)
         becoming = set(marks["identity"].drop_null().to_pylist())
         if not dry_run:
             old = dataset.record("clean")
-            files = [*(old.parameters["files"] if old is not None else []), str(file)]
-            _write(dataset, index, marks, files, {"left_out": left_out, "renamed": renamed}, started)
-        return Cleaned(left_out, renamed, sorted(becoming - people_before), _to_run_again(dataset))
+            before = old.parameters if old is not None else {}
+            # Who was left out as a whole is remembered: marks are of photographs, and new ones bear none.
+            whole = {p.identity for p in proposals if p.action == LEAVE_OUT and not p.path}
+            kept = {p.identity for p in proposals if p.action == KEEP}
+            parameters = {
+                "files": [*before.get("files", []), str(file)],
+                "people": sorted({*before.get("people", []), *whole} - kept),
+            }
+            _write(dataset, index, marks, parameters, started)
+        return Cleaned(
+            marked.left_out, marked.renamed, sorted(becoming - people_before), _to_run_again(dataset)
+        )
 
 
 def _write(
-    dataset: Dataset, index: Index, marks: pa.Table, files: list[str], counts: dict[str, int], started: float
+    dataset: Dataset, index: Index, marks: pa.Table, parameters: dict[str, list[str]], started: float
 ) -> None:
     path = dataset.folder / "clean.arrow"
     if not len(marks):
@@ -316,8 +359,9 @@ def _write(
         return
     fingerprint = write_table(path, marks)
     seconds = round(time.monotonic() - started, 3)
-    inputs = {"rows": index.fingerprint}
-    dataset.write_record(StageRecord("clean", {"files": files}, inputs, fingerprint, counts, seconds))
+    marked, inputs = index.count_marks(marks), {"rows": index.fingerprint}
+    counts = {"left_out": marked.left_out, "renamed": marked.renamed}
+    dataset.write_record(StageRecord("clean", parameters, inputs, fingerprint, counts, seconds))
 
 
 def undo(workspace: Workspace, aligned: Path | None) -> tuple[bool, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,32 +52,64 @@ def evaluate(
     out: Path | None,
     device: torch.device,
     jobs: int,
-    stem: str | None = None,
+    data: Path,
+    arguments: dict[str, Any],
 ) -> Evaluation:
-    """Measure a protocol; ``name`` is what it was asked for as. Photographs are aligned as the embedder wants them.
+    """Measure a protocol; ``name``, ``data`` and ``arguments`` are what it was asked for as. Photographs are aligned as the
+    embedder wants them.
 
     flip: see `facetrain.evaluate.embedders.base.Embedder.embed`. out: name of the files without suffix; by default
-    ``stem`` (else the name) in the run's folder.
+    that of `file_stem` in the run's folder.
     """
     photographs = protocol.photographs
     crops = protocol_crops(workspace, photographs, subject.embedder.spec, subject.what, multi, jobs)
     rows = np.flatnonzero(crops.found)
-    found = _embedded(subject, crops.batches(rows), len(rows), flip)
-    embeddings = np.zeros((len(photographs), found.shape[1]), np.float32)
-    embeddings[rows] = found
+    embeddings = _embedded(subject, crops.batches(rows), len(rows), flip)
+    if len(rows) < len(photographs):
+        found, embeddings = embeddings, np.zeros((len(photographs), embeddings.shape[1]), np.float32)
+        embeddings[rows] = found
+        del found
     measured = protocol.measure(embeddings, crops.found, device=device)
 
     def show(wanted: NDArray[np.int64]) -> Iterable[NDArray[np.uint8]]:
         return crops.batches(wanted)
 
-    facts = {"protocol": name, "multi": multi, "flip": flip}
+    facts = {"protocol": name, "protocol_args": options_of(arguments), "multi": multi, "flip": flip}
     notes = [*crops.notes, *measured.notes, *_overlap(subject, protocol.people)]
-    return _write(
-        protocol, measured, crops.found, show, facts, subject, out or _default(subject, stem or name), notes
-    )
+    where = out or _default(subject, file_stem(name, data, arguments, flip=flip))
+    return _write(protocol, measured, crops.found, show, facts, subject, where, notes)
 
 
-def evaluate_files(name: str, protocol: Protocol, *, out: Path | None, device: torch.device) -> Evaluation:
+def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those that are no paths: what was measured, not where."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if not (isinstance(value, str) and Path(value).exists()) and name != "allow_missing"
+    }
+
+
+def file_stem(name: str, data: Path, arguments: dict[str, Any], *, flip: bool) -> str:
+    """What the files of an evaluation are called, so that another set or another option overwrites none:
+    ``lfw``, ``ijb-my-set-task=1:1``, ``bob-far=0.001-flip``."""
+    pairs = arguments.get("pairs")
+    of_set = Path(pairs).stem if isinstance(pairs, str) else data.resolve().stem
+    stem = of_set if isinstance(pairs, str) or of_set.lower().startswith(name.lower()) else f"{name}-{of_set}"
+    if data.suffix == ".bin":
+        stem = of_set
+    options = [f"{option}={value}" for option, value in options_of(arguments).items()]
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join([stem, *options, *(["flip"] if flip else [])]))[:120]
+
+
+def evaluate_files(
+    name: str,
+    protocol: Protocol,
+    *,
+    out: Path | None,
+    device: torch.device,
+    data: Path,
+    arguments: dict[str, Any],
+) -> Evaluation:
     """Measure a protocol without photographs: its files hold embeddings or scores already, and no network is asked."""
     nothing = np.zeros(0, bool)
     measured = protocol.measure(np.zeros((0, 1), np.float32), nothing, device=device)
@@ -84,8 +117,9 @@ def evaluate_files(name: str, protocol: Protocol, *, out: Path | None, device: t
     def show(wanted: NDArray[np.int64]) -> Iterable[NDArray[np.uint8]]:
         raise AssertionError("there are no photographs to be seen")
 
-    where = out or Path("evaluation", name)
-    return _write(protocol, measured, nothing, show, {"protocol": name}, None, where, list(measured.notes))
+    where = out or Path("evaluation", file_stem(name, data, arguments, flip=False))
+    facts = {"protocol": name, "protocol_args": options_of(arguments)}
+    return _write(protocol, measured, nothing, show, facts, None, where, list(measured.notes))
 
 
 def evaluate_split(
@@ -122,7 +156,7 @@ def evaluate_split(
 
         facts = {"protocol": "split", "flip": flip}
         notes = [*measured.notes, *_overlap(subject, protocol.people)]
-        where = out or _default(subject, "validation")
+        where = out or _default(subject, "validation-flip" if flip else "validation")
         return _write(protocol, measured, np.ones(len(photos), bool), show, facts, subject, where, notes)
 
 

@@ -51,7 +51,7 @@ def open_protocol(workspace: Workspace, name: str, data: Path, arguments: dict[s
     A ``data`` that ends in .bin is one of insightface's files whatever the set it is made of is called.
     """
     if data.suffix == ".bin":
-        name = f"{BinFile.__module__}:{BinFile.__qualname__}"
+        name = "bin"
     elif name == "lfw" and spec_of_crops(workspace, Path(arguments.get("images", data))) is not None:
         arguments = {
             "allow_missing": True,

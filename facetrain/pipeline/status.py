@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from facetrain.errors import MissingStage, UserError
@@ -121,17 +122,30 @@ def _interrupted(record: StageRecord | None, column: Path) -> bool:
 
 def _clean(dataset: Dataset, index: Index) -> Line:
     marks, record = index.marks, dataset.record("clean")
-    if marks is None or _interrupted(record, dataset.folder / "clean.arrow"):
+    if marks is None or record is None or _interrupted(record, dataset.folder / "clean.arrow"):
         return Line("clean", "stale", "it was interrupted: apply the file again, or `ft clean --undo`")
-    holds = index.marked >= 0
-    left_out = marks["left_out"].to_numpy()
+    marked = index.count_marks(marks)
     counts = [
-        (int((holds & left_out).sum()), "left out"),
-        (int((holds & ~left_out).sum()), "given to another person"),
-        (int((~holds).sum()), "marked, but changed since"),
+        (marked.left_out, "left out"),
+        (marked.renamed, "given to another person"),
+        (marked.changed, "marked, but changed since"),
     ]
-    said = ", ".join(f"{count:,} {what}" for count, what in counts if count)
-    return Line("clean", "fresh", f"{said} (`ft clean --undo` takes it back)")
+    said = ", ".join(f"{count:,} {what}" for count, what in counts if count) or "nothing usable is marked"
+    said = f"{said} (`ft clean --undo` takes it back)"
+    back = _people_back(index, record.parameters.get("people", []))
+    if back:
+        who = "1 person who was left out has" if back == 1 else f"{back:,} people who were left out have"
+        return Line("clean", "stale", f"{who} new photographs: apply it again; {said}")
+    return Line("clean", "fresh", said)
+
+
+def _people_back(index: Index, left_out: list[str]) -> int:
+    """How many of these people, who were left out as a whole, have usable photographs without a mark."""
+    unmarked = index.usable.copy()
+    unmarked[index.marked[index.marked >= 0]] = False
+    codes, names = index.people
+    there = names.take(pa.array(np.unique(codes[unmarked & (codes >= 0)])))
+    return len(set(left_out).intersection(there.to_pylist()))
 
 
 def _prune(dataset: Dataset, index: Index) -> Line:

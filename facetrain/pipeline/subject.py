@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from facetrain.datasets.loader import scaled
 from facetrain.errors import UserError
 from facetrain.evaluate.embedders.base import Embedder
+from facetrain.files import file_fingerprint
 from facetrain.plugins import make
 from facetrain.progress import Progress
 from facetrain.train.checkpoint import NetworkInfo, load_network
@@ -51,7 +52,12 @@ class Subject:
             and config.is_file()
             and config.is_relative_to(workspace.folder)
         ):
-            folder = workspace.folder / "datasets" / json.loads(config.read_text())["dataset"]
+            try:
+                folder = workspace.folder / "datasets" / str(json.loads(config.read_text())["dataset"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{config} is damaged ({error}): name the dataset, --dataset ALIGNED, or another run"
+                ) from None
             if folder.is_dir():
                 return Dataset(workspace, folder)
         return workspace.dataset(aligned)
@@ -83,7 +89,11 @@ def open_subject(
     if embedder is None:
         path = find_checkpoint(workspace, checkpoint)
         network = CheckpointEmbedder(path, device)
-        facts = {"checkpoint": str(path), "network": json.loads(network.info.to_json())}
+        facts = {
+            "checkpoint": str(path),
+            "content": file_fingerprint(path),
+            "network": json.loads(network.info.to_json()),
+        }
         run = path.parent.parent if path.parent.name == "checkpoints" else None
         return Subject(network, network.info.run or path.stem, facts, run)
     name, arguments = embedder, embedder_args
@@ -94,7 +104,10 @@ def open_subject(
         raise UserError(
             f"'{embedder}' cannot be used as an embedder: it makes a {type(made).__name__}, no Embedder"
         )
-    return Subject(made, Path(embedder).stem, {"embedder": embedder, "embedder_args": embedder_args})
+    facts = {"embedder": embedder, "embedder_args": embedder_args}
+    if embedder.endswith(".onnx"):
+        facts["content"] = file_fingerprint(Path(embedder))
+    return Subject(made, Path(embedder).stem, facts)
 
 
 def find_checkpoint(workspace: Workspace, which: str | None) -> Path:

@@ -82,7 +82,9 @@ def start(
     torch_device = device_of(device)
     folder = workspace.run_folder(name or _free_name(workspace, config))
     if folder.exists():
-        raise UserError(f"there is a run '{folder.name}' already: choose another --name")
+        raise UserError(
+            f"there is a run '{folder.name}' already: choose another --name, or go on with it, --resume {folder.name}"
+        )
     with _prepared(dataset, folder.name, config, torch_device, threads, say) as parts:
         photos = parts.photos
         folder.mkdir(parents=True)
@@ -96,6 +98,7 @@ def start(
             "image_spec": json.loads(photos.spec.to_json()),
             "inputs": inputs,
             "pixels": parts.photos.fingerprint,
+            "validators": [dict(validator.columns) for validator in parts.validators],
             "versions": {"facetrain": __version__, "torch": torch.__version__},
         }
         write_bytes(folder / "people.txt", "".join(f"{person}\n" for person in photos.identities).encode())

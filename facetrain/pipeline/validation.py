@@ -23,6 +23,8 @@ from facetrain.pipeline.protocols import open_protocol
 from facetrain.train.validator import Embed, Validator
 from facetrain.workspace import Workspace
 
+SPREAD = ("_standard_error", "_deviation")  # of a measurement, and no merit of a network
+
 Batches = Callable[
     [NDArray[np.int64]], Iterator[torch.Tensor]
 ]  # images of these rows, on the training device
@@ -45,7 +47,7 @@ def validators(
     UserError for a split that cannot be measured, and for a ``best`` that none of them measures.
     """
     made = []
-    for entry, files in zip(entries(config), opened, strict=True):
+    for entry, files in zip(config.validators, opened, strict=True):
         protocol, batches, found = (
             _of_split(entry, config, val, device, threads)
             if files is None
@@ -65,7 +67,7 @@ def validators(
 def open_protocols(workspace: Workspace, config: TrainConfig) -> list[Protocol | None]:
     """The protocols of the entries, their lists read and checked; None for the validation split."""
     return [
-        None if entry.data is None else _opened(workspace, entry, entry.data) for entry in entries(config)
+        None if entry.data is None else _opened(workspace, entry, entry.data) for entry in config.validators
     ]
 
 
@@ -76,13 +78,6 @@ def _opened(workspace: Workspace, entry: Validation, data: str) -> Protocol:
             f"{data} holds scores or embeddings already: nothing in it is of the network that is trained"
         )
     return protocol
-
-
-def entries(config: TrainConfig) -> list[Validation]:
-    """What is measured: the entries, and the validation split first unless one of them is of it."""
-    if not config.validation_pairs or any(entry.protocol == "split" for entry in config.validation):
-        return list(config.validation)
-    return [Validation.model_validate({}), *config.validation]
 
 
 def _of_split(
@@ -145,7 +140,7 @@ def _validator(
         measured = protocol.measure(embeddings, found, device=device)
         if entry.keep_scores and _is_first_rank():
             _keep(run_folder / "validation" / entry.prefix / moment, protocol, measured)
-        return {f"{entry.prefix}_{name}": column_value(value) for name, value in measured.values.items()}
+        return {f"{entry.prefix}_{name}": column_value(measured.values[name]) for name in protocol.figures}
 
     columns = {f"{entry.prefix}_{name}": figure.lower_is_better for name, figure in protocol.figures.items()}
     every_epochs = entry.every_epochs or (None if entry.every_steps else 1)
@@ -181,7 +176,8 @@ def _keep(out: Path, protocol: Protocol, measured: Measured) -> None:
 
 
 def _check_best(config: TrainConfig, made: list[Validator]) -> None:
-    known = ["loss", "last", *(name for validator in made for name in validator.columns)]
+    measured = [name for validator in made for name in validator.columns]
+    known = ["loss", "last", *(name for name in measured if not name.endswith(SPREAD))]
     if config.best is not None and config.best not in known:
         raise UserError(
             f"best = '{config.best}' is measured by nothing here: choose one of {', '.join(known)}"

@@ -1,6 +1,7 @@
 """Cleaning: proposals in a file that a person looks through, and the marks in the index that they become.
 
-The file is CSV with a header, one proposal a line, for an editor or a spreadsheet:
+The file is CSV with a header, one proposal a line, for an editor or a spreadsheet; what these make of it is read too:
+semicolons or tabs for commas, columns in another order, and further ones:
 
     action     leave-out: not used any more; rename: of the person ``becomes``; keep: without a mark again
     path       of the photograph, as in the index; empty: all photographs that there are of the person now
@@ -17,6 +18,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from facetrain.tables import find_sorted
 
 LEAVE_OUT, RENAME, KEEP = "leave-out", "rename", "keep"
 ACTIONS = (LEAVE_OUT, RENAME, KEEP)
+SEPARATORS = ",;\t"
 HEADER = ("action", "path", "identity", "becomes", "reason", "score")
 NAME = re.compile(r"[^/.\s\x00-\x1f]([^/\x00-\x1f]*[^/\s\x00-\x1f])?")  # of a folder that is no hidden one
 
@@ -67,15 +70,16 @@ def read_proposals(file: Path) -> list[Proposal]:
     found = []
     try:
         with open(file, encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle)
-            header = next(reader, [])
-            if tuple(header) != HEADER:
+            first = handle.readline()
+            reader = csv.reader(chain([first], handle), delimiter=_separator(first))
+            columns = _cells(next(reader, []))
+            if any(columns.count(name) != 1 for name in HEADER):
                 raise UserError(
                     f"{file}, line 1: no list of proposals: its columns must be {','.join(HEADER)}"
                 )
             for fields in reader:
                 if any(fields):
-                    found.append(_proposal(file, reader.line_num, fields))
+                    found.append(_proposal(file, reader.line_num, columns, fields))
     except UnicodeDecodeError:
         raise UserError(f"{file}: no list of proposals: it is not UTF-8 text") from None
     except csv.Error as error:
@@ -85,10 +89,21 @@ def read_proposals(file: Path) -> list[Proposal]:
     return found
 
 
-def _proposal(file: Path, line: int, fields: list[str]) -> Proposal:
-    if len(fields) != len(HEADER):
-        raise _fault(file, line, f"{len(fields)} columns, not the {len(HEADER)} of the first line")
-    proposal = Proposal(**dict(zip(HEADER, fields, strict=True)), line=line)
+def _separator(header: str) -> str:
+    """Of SEPARATORS the one that is there most often: no name of a column needs any."""
+    return max(SEPARATORS, key=header.count)
+
+
+def _cells(header: list[str]) -> list[str]:
+    return [cell.strip().lower() for cell in header]
+
+
+def _proposal(file: Path, line: int, columns: list[str], fields: list[str]) -> Proposal:
+    if len(fields) != len(columns):
+        raise _fault(file, line, f"{len(fields)} columns, not the {len(columns)} of the first line")
+    values = {name: value for name, value in zip(columns, fields, strict=True) if name in HEADER}
+    values["action"] = values["action"].strip().lower()
+    proposal = Proposal(**values, line=line)
     if proposal.action not in ACTIONS:
         raise _fault(file, line, f"no action '{proposal.action}': write {', '.join(ACTIONS)}")
     if not proposal.identity:
@@ -153,19 +168,15 @@ def _rows_of(index: Index, proposals: Sequence[Proposal], file: Path) -> dict[in
     """What is proposed for each row of the index that a line is about."""
     single = {p.path: p for p in proposals if p.path}
     whole = {p.identity: p for p in proposals if not p.path}
+    renamed = {name: p for name, p in whole.items() if p.action == RENAME}
     for p in proposals:
         same = single[p.path] if p.path else whole[p.identity]
         if same is not p:
             raise _fault(
                 file, same.line, f"line {p.line} says already what becomes of {p.path or p.identity}"
             )
-        target = whole.get(p.becomes)
-        if p.action == RENAME and target is not None and target.action == RENAME:
-            raise _fault(
-                file,
-                p.line,
-                f"{p.becomes} becomes {target.becomes} in line {target.line}: write {target.becomes}",
-            )
+        if p.action == RENAME and p.becomes in renamed:
+            raise _fault(file, p.line, _of_chain(p, renamed))
     codes, names = index.people
     readable = index.rows["content"].is_valid().to_numpy()
     rows: dict[int, Proposal] = {}
@@ -190,6 +201,24 @@ def _rows_of(index: Index, proposals: Sequence[Proposal], file: Path) -> dict[in
             raise _fault(file, p.line, f"{p.path} is of {name} by now, not of {p.identity}")
         rows[row] = p
     return rows
+
+
+def _of_chain(p: Proposal, renamed: dict[str, Proposal]) -> str:
+    """What to do about a line that gives photographs to a person who becomes another in the same file."""
+    name, seen = p.becomes, set()
+    while name in renamed and name not in seen:
+        seen.add(name)
+        name = renamed[name].becomes
+    if name in seen:
+        other = renamed[name].becomes
+        return (
+            f"{name} becomes {other}, and {other} in the end {name}: people who swap names need two files, and names "
+            f"that nobody has; in the first give each of them such a name, in the second give these the right ones"
+        )
+    target = renamed[p.becomes]
+    own = target.becomes == p.identity
+    do = "remove this line" if own else f"write {target.becomes}, or leave this line for a second file"
+    return f"{p.becomes} becomes {target.becomes} in line {target.line}: {do}"
 
 
 def alike(name: str) -> str:

@@ -118,6 +118,7 @@ class _Run:
             device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)
         )
         self.trouble = 0
+        self.untold = False  # it was said that what decides cannot be told
         self.stat_names: frozenset[str] | None = None
         self._started = time.monotonic() - self.at.seconds
 
@@ -242,7 +243,7 @@ class _Run:
         self.sums, self.logged = {}, 0
         values = self._where() | means | measured
         checkpoint = self._save_network(f"epoch-{done:04d}", means | measured)
-        if self._is_best(measured | means) or not self._has_best():
+        if self._is_best(measured | means) or self.at.best == -math.inf:  # nothing decides yet: the latest
             link_best(checkpoint)
         self.log.write("epoch", values)
         self._save_state()
@@ -274,14 +275,17 @@ class _Run:
         which = self.config.best or (self.validators[0].main if self.validators else "loss")
         lower = {"loss": True} | {name: low for v in self.validators for name, low in v.columns.items()}
         score = self.at.step if which == "last" else values.get(which, math.nan)
+        if which in values and math.isnan(score) and not self.untold:
+            self.untold = True
+            self.reporter.warn(
+                f"{which} decides which checkpoint is the best, and cannot be told on so small a set: "
+                f"choose another column by `best`"
+            )
         score = -score if lower.get(which) else score
         if not score > self.at.best:  # nor is NaN
             return False
         self.at.best = score
         return True
-
-    def _has_best(self) -> bool:
-        return (self.folder / "checkpoints" / "best.safetensors").is_file()
 
     def _save_network(self, moment: str, values: dict[str, float]) -> Path:
         info = replace(self.info, epoch=self.at.epoch, step=self.at.step, metrics=values)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.errors import UserError
 from facetrain.image_spec import ImageSpec
 
 
@@ -28,10 +29,25 @@ class Embedder(ABC):
 
         flip: of each crop and its mirror image the sum, before it is scaled (test-time augmentation).
         """
-        parts = [self.of(crops) + self.of(mirrored(crops)) if flip else self.of(crops) for crops in batches]
-        embeddings = np.concatenate(parts).astype(np.float32, copy=False)
-        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return (embeddings / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+        parts = [
+            _unit(self.of(crops) + self.of(mirrored(crops)) if flip else self.of(crops)) for crops in batches
+        ]
+        together = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.float32)
+        at = 0
+        while parts:  # each goes when it is copied, so that there are never two of all
+            part = parts.pop(0)
+            together[at : at + len(part)] = part
+            at += len(part)
+        return together
+
+
+def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(embeddings).all():
+        raise UserError(
+            "the network gives embeddings that are not finite: its weights are damaged, or its training diverged"
+        )
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return (embeddings / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
 
 
 def mirrored(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:

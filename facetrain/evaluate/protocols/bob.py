@@ -226,6 +226,7 @@ def _measured(
     threshold = choose_threshold(dev.scores, dev.same, criterion.name, far=criterion.far)
     values: dict[str, float | None] = {}
     details: dict[str, Any] = {"criterion": criterion.name, "no_face_rule": criterion.no_face}
+    details["thresholds"] = [threshold if math.isfinite(threshold) else None]
     if criterion.name == "far":
         details["far"] = criterion.far
     pairs: dict[str, int | str] = {}

@@ -208,12 +208,19 @@ def _lst(path: Path, what: str, wanted: dict[int, str]) -> Iterator[tuple[int, l
         raise UserError(f"{path}: the list of {what} is empty")
 
 
+def _cells(path: Path, line: int, text: str) -> list[str]:
+    try:
+        return next(csv.reader([text]))
+    except csv.Error as error:
+        raise fault(path, line, f"no line of a CSV file ({error})", text) from None
+
+
 def _csv(path: Path, what: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Each line by the names in the header, in lower case: template_id is called reference_id, and key, without a path,
     path."""
     lines = read_lines(path, f"list of {what}")
     first, text = next(lines)
-    header = [name.strip().lower() for name in next(csv.reader([text]))]
+    header = [name.strip().lower() for name in _cells(path, first, text)]
     header = ["reference_id" if name == "template_id" else name for name in header]
     if "path" not in header:
         header = ["path" if name == "key" else name for name in header]
@@ -222,7 +229,7 @@ def _csv(path: Path, what: str, needed: tuple[str, ...]) -> Iterator[tuple[int, 
         raise fault(path, first, f"expected a header with {shown}", text)
     empty = True
     for line, text in lines:
-        values = next(csv.reader([text]))
+        values = _cells(path, line, text)
         if len(values) != len(header):
             raise fault(path, line, f"expected {len(header)} columns, as in the header", text)
         row = dict(zip(header, values, strict=True))

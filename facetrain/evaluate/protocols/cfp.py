@@ -72,7 +72,11 @@ def _read_list(path: Path) -> Named:
     for line, text in read_lines(path, "list of photographs"):
         number, _, name = text.partition(" ")
         parts = name.strip().split("/")[-3:]
-        if not number.isdecimal() or len(parts) < 3 or any(part in ("", ".", "..") for part in parts):
+        if (
+            not (number.isascii() and number.isdecimal())
+            or len(parts) < 3
+            or any(part in ("", ".", "..") for part in parts)
+        ):
             raise fault(path, line, "expected 'number ../Data/Images/person/kind/photograph'", text)
         if int(number) in named:
             raise fault(
@@ -99,7 +103,7 @@ def _read_fold(path: Path) -> list[tuple[int, list[int]]]:
     pairs = []
     for line, text in read_lines(path, "list of pairs"):
         fields = [field.strip() for field in text.split(",")]
-        if len(fields) != 2 or not all(field.isdecimal() for field in fields):
+        if len(fields) != 2 or not all(field.isascii() and field.isdecimal() for field in fields):
             raise fault(path, line, "expected the numbers of two photographs, '7,3'", text)
         pairs.append((line, [int(field) for field in fields]))
     return pairs

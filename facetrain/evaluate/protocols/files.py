@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facetrain.errors import UserError
 from facetrain.files import PHOTOGRAPHS
-from facetrain.image_spec import SPEC_FILE
+from facetrain.image_spec import FORMATS, SPEC_FILE
 
 
 def fault(path: Path, line: int, why: str, found: str | None = None) -> UserError:
@@ -27,7 +28,7 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the {what}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: no {what}: it is not UTF-8 text") from None
+        raise UserError(f"{path}: no {what}: it is not UTF-8 text (save it as UTF-8)") from None
     # Not splitlines(): it also cuts at characters that may stand in a name.
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -39,6 +40,8 @@ def first_there(data: Path, names: tuple[str, ...], what: str) -> Path:
     """The first of these files or folders below ``data`` that is there; UserError names what is looked for."""
     if not data.exists():
         raise UserError(f"{data}: no such folder; name the one that holds the {what}")
+    if data.is_file():
+        raise UserError(f"{data} is a file: name the folder that holds the {what}")
     for name in names:
         if (data / name).exists():
             return data / name
@@ -56,14 +59,17 @@ def find_files(root: Path, wanted: Mapping[str, tuple[Path, int]]) -> dict[str, 
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of photographs")
     is_crops = (root / SPEC_FILE).is_file()
-    folders: dict[str, dict[str, str]] = {}
+    folders: dict[str, set[str]] = {}
     found: dict[str, str] = {}
     for name in wanted:
         folder, _, file = name.rpartition("/")
         if folder not in folders:
-            folders[folder] = _names_in(root / folder, by_stem=is_crops)
-        there = folders[folder].get(_stem(file) if is_crops else file)
-        found[name] = "" if there is None else f"{folder}/{there}" if folder else there
+            folders[folder] = _names_in(root / folder)
+        crops = (f"{file}.{kind}" for kind in FORMATS) if is_crops else ()
+        there = next((crop for crop in (*crops, file) if crop in folders[folder]), "")
+        found[name] = f"{folder}/{there}" if folder and there else there
+    if is_crops:
+        _find_by_stem(folders, found)
     missing = [name for name, path in found.items() if not path]
     if missing and not is_crops:
         path, line = wanted[missing[0]]
@@ -74,16 +80,31 @@ def find_files(root: Path, wanted: Mapping[str, tuple[Path, int]]) -> dict[str, 
     return found
 
 
-def _names_in(folder: Path, *, by_stem: bool) -> dict[str, str]:
+def _find_by_stem(folders: Mapping[str, set[str]], found: dict[str, str]) -> None:
+    """Crops of photographs that the list has with another suffix than they had: what is nobody else's crop."""
+    taken = set(found.values())
+    left: dict[tuple[str, str], str] = {}
+    for folder, names in folders.items():
+        for file in sorted(names, key=lambda file: (len(file), file)):
+            path = f"{folder}/{file}" if folder else file
+            if path not in taken:
+                left.setdefault((folder, _stem(file)), path)
+    for name, path in found.items():
+        folder, _, file = name.rpartition("/")
+        if not path:
+            found[name] = left.get((folder, _stem(file)), "")
+
+
+def _names_in(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
-            names = sorted((entry.name for entry in entries if entry.is_file()), key=lambda n: (len(n), n))
+            return {entry.name for entry in entries if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    by_name: dict[str, str] = {}
-    for name in names:
-        by_name.setdefault(_stem(name) if by_stem else name, name)
-    return by_name
+        return set()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return set()
+        raise
 
 
 def _stem(name: str) -> str:

@@ -263,6 +263,8 @@ def _photographs_in(folder: Path, *, named: bool) -> tuple[Path, str]:
         first_there(folder, (FACES_FOLDER,), "faces")
         return folder, f"{FACES_FOLDER}/"
     folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of photographs")
     return (folder, "") if (folder / SPEC_FILE).is_file() else (folder.parent, f"{folder.name}/")
 
 

@@ -59,7 +59,7 @@ class Lfw(Protocol):
             self.figures = {"accuracy": Figure("accuracy, test pairs"), **rate_figures()}
         list_files = _list_files(data, view, pairs)
         root = Path(images) if images else data
-        if images is None and pairs is None:
+        if images is None:
             root = first_there(data, ("lfw", "raw", "images", "."), "photographs")
         lists = [read_pairs(file) for file in list_files]
         allow_missing = allow_missing or (root / SPEC_FILE).is_file()

@@ -44,9 +44,7 @@ FIGURES = {
     "accuracy_deviation": Figure("  sample deviation over races", lower_is_better=True),
     "skewed_error_ratio": Figure("  skewed error ratio", lower_is_better=True),
     **{
-        f"{name}_{race.lower()}": Figure(
-            f"{race}: {figure.label}" if name == "accuracy" else figure.label, figure.lower_is_better
-        )
+        f"{name}_{race.lower()}": Figure(f"{race}: {figure.label.strip()}", figure.lower_is_better)
         for race in RACES
         for name, figure in OF_RACE.items()
     },
@@ -149,7 +147,7 @@ def read_race(path: Path, race: str) -> RacePairs:
     for line, fields in lines:
         person1, person2 = fields[0], fields[-2] if len(fields) == 4 else fields[0]
         numbers = [fields[1], fields[-1]] if len(fields) in (3, 4) else [""]
-        if not all(number.isdecimal() for number in numbers):
+        if not all(number.isascii() and number.isdecimal() for number in numbers):
             raise fault(
                 path,
                 line,
@@ -182,13 +180,17 @@ def _landmarks(lists: Path, names: Sequence[str]) -> NDArray[np.float64] | None:
         for line, text in read_lines(file, "list of landmarks"):
             name, *fields = text.split()
             try:
-                points[f"{race}/{'/'.join(name.split('/')[-2:])}"] = [float(field) for field in fields[-10:]]
+                five = [float(field) for field in fields[-10:]]
             except ValueError:
-                fields = []
-            if len(fields) != 11:
+                five = []
+            if len(fields) != 11 or len(five) != 10 or not np.isfinite(five).all():
                 raise fault(
                     file, line, "expected a path, a label and ten numbers, x and y of five points", text
                 )
+            key = f"{race}/{'/'.join(name.split('/')[-2:])}"
+            if key in points:
+                raise fault(file, line, f"{name} has landmarks further up")
+            points[key] = five
     for name in names:
         if name not in points:
             race = name.partition("/")[0]
