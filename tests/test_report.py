@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +16,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from facetrain.evaluate.embedders.base import Embedder
+from facetrain.evaluate.protocols.base import Photographs
+from facetrain.evaluate.protocols.pairwise import PairRows, measure_pairs
 from facetrain.evaluate.report.evaluations import PAIRS_SHOWN, read_evaluation
+from facetrain.evaluate.report.texts import breakable
+from facetrain.evaluate.trial_files import write_trials
 from facetrain.image_spec import ImageSpec
 
 # What a folder may be called, and what a careless page would make of it.
@@ -91,7 +98,7 @@ class Parsed(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
-        if tag in ("td", "th", "br"):
+        if tag in ("td", "th", "br", "p"):
             self.parts.append(" ")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -288,7 +295,226 @@ def test_embeddings_that_are_no_numbers(copy: Path, ft: Callable) -> None:
     best.unlink()  # it is a link to that of its epoch
     save_file(broken, best, metadata)
     page = report(ft, copy, "first")
-    assert page.text.count("Its embeddings are no numbers") == 2  # for label errors, and for the map
+    assert (
+        page.text.count("the network gives embeddings that are not finite") == 2
+    )  # for label errors, and for the map
+
+
+def rewrite(best: Path, **said: object) -> None:
+    """Let a checkpoint say something else of itself."""
+    with safe_open(best, "pt") as file:
+        metadata = json.loads(file.metadata()["facetrain"]) | said
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    best.unlink()  # it is a link to that of its epoch
+    save_file(tensors, best, {"facetrain": json.dumps(metadata)})
+
+
+METRICS = """kind,epoch,step,images,seconds,loss,lr,val_accuracy,val_standard_error,val_auc,m_hter,m_dev_auc
+step,0.5,10,80,1,0.9,0.1,,,,,
+epoch,1,20,160,2,0.8,0.1,0.91,0.01,0.95,0.30,0.7
+validation,1.5,30,240,3,,0.1,0.94,0.01,0.97,,
+epoch,2,40,320,4,0.6,0.1,0.95,0.02,0.98,0.10,0.8
+epoch,3,60,480,5,0.5,0.1,0.93,0.03,0.96,0.20,0.9
+"""
+
+
+def with_metrics(root: Path, *validators: dict[str, bool]) -> Path:
+    run = root / ".ft/runs/first"
+    (run / "metrics.csv").write_text(METRICS)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "validators": validators}))
+    return run
+
+
+VAL = {"val_accuracy": False, "val_standard_error": True, "val_auc": False}
+BOB = {"m_hter": True, "m_dev_auc": False}
+
+
+def test_the_headline_is_of_the_network_that_is_kept(copy: Path, ft: Callable) -> None:
+    run = with_metrics(copy, VAL, BOB)
+    best = run / "checkpoints/best.safetensors"
+    last = {"loss": 0.5, "val_accuracy": 0.93, "val_standard_error": 0.03, "m_hter": 0.2}
+    rewrite(best, epoch=3, step=60, metrics=last)
+    page = report(ft, copy, "first")
+    assert "kept: epoch 3, validation accuracy 0.9300 ± 0.0300; best seen 0.9500, epoch 2" in page.text
+
+    rewrite(best, epoch=2, step=40, metrics={"val_accuracy": 0.95, "val_standard_error": 0.02})
+    page = report(ft, copy, "first")
+    assert "kept: epoch 2, validation accuracy 0.9500 ± 0.0200" in page.text and "best seen" not in page.text
+
+    rewrite(best, epoch=1, step=30, metrics={"val_accuracy": 0.94, "val_standard_error": math.nan})
+    page = report(ft, copy, "first")  # within an epoch
+    assert "kept: epoch 1.5, validation accuracy 0.9400 best seen 0.9500, epoch 2" in page.text
+
+    with_metrics(copy, BOB, VAL)
+    rewrite(best, epoch=3, step=60, metrics=last)
+    page = report(ft, copy, "first")
+    assert "kept: epoch 3, m hter 0.2000 best seen 0.1000, epoch 2" in page.text
+
+    rewrite(best, epoch=3, step=60, metrics={"loss": 0.5})
+    assert "kept: epoch 3, training loss 0.5000" in report(ft, copy, "first").text
+
+    best.write_bytes(b"nothing")
+    page = report(ft, copy, "first")
+    assert "best m hter 0.1000 epoch 2" in page.text and "kept:" not in page.text
+
+
+def test_a_validator_is_drawn_by_what_ranks_it(copy: Path, ft: Callable) -> None:
+    """The lowest is the best where lower is better, and the AUC is beside an accuracy alone."""
+    with_metrics(copy, dict(reversed(VAL.items())), BOB)
+    text = report(ft, copy, "first").text
+    assert "Validation AUC best 0.9800, epoch 2" in text and "Validation accuracy" not in text
+    assert "m, hter best 0.1000, epoch 2" in text and "m, dev auc" not in text
+    with_metrics(copy, VAL, {"m_dev_auc": False})
+    text = report(ft, copy, "first").text
+    assert "Validation accuracy best 0.9500, epoch 2" in text and "Validation AUC best 0.9800" in text
+    assert "m, dev auc best 0.9000, epoch 3" in text and "m, hter" not in text
+    assert "Faint lines" not in text  # there is one row of steps
+    run = copy / ".ft/runs/first"
+    config = json.loads((run / "config.json").read_text())
+    del config["validators"]  # as older versions wrote it
+    (run / "config.json").write_text(json.dumps(config))
+    text = report(ft, copy, "first").text
+    assert "Validation accuracy best 0.9500, epoch 2" in text and "m, hter" not in text
+
+
+@pytest.mark.parametrize("part", ["trials", "hardest"])
+def test_damaged_files_are_told_from_missing_ones(copy: Path, ft: Callable, part: str) -> None:
+    file = copy / f".ft/runs/first/evaluation/validation.{part}.parquet"
+    data = file.read_bytes()
+    for broken in (b"", b"PAR1 but nothing more", data[: len(data) // 2]):
+        file.write_bytes(broken)
+        text = report(ft, copy, "first").text
+        assert f"validation.{part}.parquet is damaged: run ft evaluate again" in text
+        assert "There are no comparisons" not in text and "There are no pictures" not in text
+        assert ("ROC" in text) == (part == "hardest")
+    table = pq.read_table(io.BytesIO(data))
+    for other in (
+        table.drop_columns(["same"]),
+        table.set_column(0, table.column_names[0], [[None] * len(table)]),
+    ):
+        pq.write_table(other, file)
+        assert f"validation.{part}.parquet is damaged" in report(ft, copy, "first").text
+
+
+def test_trials_of_another_evaluation_are_not_drawn(copy: Path, ft: Callable) -> None:
+    file = copy / ".ft/runs/first/evaluation/validation.trials.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.slice(1), file)
+    page = report(ft, copy, "first")
+    assert "validation.trials.parquet does not belong to validation.json: run ft evaluate again" in page.text
+    assert "ROC" not in page.text
+    same = table["same"].to_numpy()
+    pq.write_table(table.set_column(table.column_names.index("same"), "same", [~same]), file)
+    found = read_evaluation(file.with_name("validation.json"))
+    assert ("trials" in found.damaged) == (same.mean() != 0.5) and found.threshold is not None
+
+    json_file = file.with_name("validation.json")
+    said = json.loads(json_file.read_text())
+    json_file.write_text(json.dumps({k: v for k, v in said.items() if not k.endswith("_pairs")}))
+    assert read_evaluation(json_file).scores is not None  # nothing is known of how many there were
+
+
+def test_dropped_pairs_are_not_missed(tmp_path: Path) -> None:
+    """Counts of a JSON file are of the pairs that were kept, as are the trials."""
+    pairs = PairRows(
+        np.array([0, 1, 2, 0]), np.array([1, 2, 3, 3]), np.array([1, 0, 1, 0], bool), np.zeros(4, int)
+    )
+    embeddings = np.eye(4, 8, dtype=np.float32)
+    measured = measure_pairs(pairs, embeddings, np.array([1, 1, 0, 1], bool), no_face="drop")
+    assert measured.trials is not None and measured.details["pairs_dropped"] == 2
+    write_trials(tmp_path / "x", measured.trials, Photographs(tmp_path, list("abcd")))
+    facts = {"name": "x", "protocol": "lfw", "labels": {}, "values": {}, "counts": {}, "notes": []}
+    (tmp_path / "x.json").write_text(json.dumps({**measured.details, **facts}))
+    found = read_evaluation(tmp_path / "x.json")
+    assert not found.damaged and found.scores is not None and len(found.scores) == 2
+
+
+def test_other_options_are_another_test(copy: Path, ft: Callable) -> None:
+    file = copy / ".ft/runs/first/evaluation/validation.json"
+    one = json.loads(file.read_text()) | {"protocol": "survface", "multi": "centre"}
+    file.write_text(json.dumps(one))
+    for name, more in (
+        ("images", {"protocol_args": {"gallery": "images"}}),
+        ("none", {"protocol_args": {}}),
+        ("largest", {"protocol_args": {}, "multi": "largest"}),
+    ):
+        (copy / name).mkdir()
+        stem = "survface-gallery=images" if name == "images" else "survface"
+        (copy / name / f"{stem}.json").write_text(json.dumps({**one, **more, "name": name}))
+    others = [
+        part
+        for name in ("images", "none", "largest")
+        for file in (copy / name).iterdir()
+        for part in ("--with", file)
+    ]
+    page = report(ft, copy, "first", *others)
+    mine = f"{one['values']['accuracy']:.4f}"
+    row = "Accuracy, mean of folds"
+    assert f"{row} {mine} ★, best – {mine} ★, best –" in page.text  # an older file, and one without options
+    assert f"{row} – {mine} – –" in page.text and f"{row} – – – {mine}" in page.text
+    for title in ("survface · gallery=images", "survface · multi=largest"):
+        assert f" {title} Accuracy" in page.text
+
+
+def test_a_frozen_threshold(copy: Path) -> None:
+    file = copy / ".ft/runs/first/evaluation/validation.json"
+    said = json.loads(file.read_text())
+    for thresholds, expected in (([0.25], 0.25), ([0.1, None, 0.3], 0.2), ([None], None)):
+        file.write_text(json.dumps({**said, "thresholds": thresholds}))
+        assert read_evaluation(file).threshold == pytest.approx(expected)
+    file.write_text(json.dumps({name: value for name, value in said.items() if name != "thresholds"}))
+    found = read_evaluation(file)
+    assert found.threshold is not None and found.scores is not None and found.threshold in found.scores
+
+
+def test_the_page_takes_no_other_place(
+    copy: Path, ft: Callable, wrong: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was begun")
+
+    (copy / "letter.html").write_text("<p>Dear Ann</p>")
+    (copy / "folder.html").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("facetrain.pipeline.report.read_run", never)
+        for out, line in (
+            (copy, f"{copy} is a folder: name a file"),
+            (copy / "folder.html", "folder.html is a folder"),
+            (copy / "page", "page does not end in .html or .htm"),
+            (copy / "page.pdf", "page.pdf does not end in .html or .htm"),
+            (copy / "letter.html", "letter.html is there already and is no report of facetrain"),
+            (copy / "letter.html" / "page.html", "letter.html is no folder"),
+        ):
+            assert line in wrong(copy, "report", "first", "--out", out)
+    assert (copy / "letter.html").read_text() == "<p>Dear Ann</p>"
+    for _ in range(2):  # a report takes the place of a report
+        ft(copy, "report", "first", "--out", copy / "PAGE.HTM", "-j", 1)
+    default = copy / ".ft/runs/first/report.html"
+    default.write_text("mine")
+    assert "is no report of facetrain" in wrong(copy, "report", "first") and default.read_text() == "mine"
+
+
+def test_several_runs_of_which_nothing_was_measured(copy: Path, ft: Callable) -> None:
+    shutil.rmtree(copy / ".ft/runs/first/evaluation")
+    text = report(ft, copy, "first", "second", "--with", copy / "other.json").text
+    assert text.count("Nothing was measured of") == 1
+    assert "Nothing was measured of first, second yet: ft evaluate RUN measures one" in text
+
+
+def test_names_are_broken_where_they_can_be_read() -> None:
+    assert breakable("a_b/Abdullah_Gul_0013.jpg") == (
+        'a_<wbr>b/<wbr>Abdullah_<wbr>Gul_<wbr><span class="whole">0013.jpg</span>'
+    )
+    assert breakable("<x>/a-long-name&.jpeg") == (
+        '&lt;x&gt;/<wbr>a-long-name&amp;<span class="whole">.jpeg</span>'
+    )
+    assert breakable("J. K. Rowling") == "J. K. Rowling"
+
+
+def test_how_many_photographs_each(copy: Path, ft: Callable) -> None:
+    text = report(ft, copy, "first").text
+    assert "6 people with 5 to 5 photographs each, median 5" in text and "half of them" not in text
 
 
 def test_many_runs(copy: Path, ft: Callable) -> None:
@@ -307,6 +533,44 @@ def test_evaluations_of_older_versions_are_told(copy: Path, ft: Callable) -> Non
     file.write_text(json.dumps({name: value for name, value in found.items() if name != "labels"}))
     page = report(ft, copy, "first")
     assert "is no evaluation as this version writes them: run ft evaluate again" in page.text
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
+HEADLESS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+]
+HEADLESS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_a_browser_draws_it_light_and_dark(copy: Path, ft: Callable, tmp_path: Path, width_px: int) -> None:
+    """Light on dark or dark on light, and no wider than the window: its right edge is empty."""
+    assert BROWSER is not None
+    ft(copy, "report", "first", "--out", tmp_path / "page.html")
+    for scheme, dark in (("0", True), ("1", False)):
+        shot = tmp_path / f"{scheme}.png"
+        looks = [f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={width_px},900"]
+        files = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
+        page = (tmp_path / "page.html").as_uri()
+        subprocess.run(
+            [BROWSER, *HEADLESS, *looks, *files, page], capture_output=True, timeout=120, check=True
+        )
+        pixels = np.asarray(Image.open(shot).convert("L"), float)
+        assert pixels.shape[1] == width_px
+        paper = float(np.median(pixels))
+        assert paper < 60 if dark else paper > 200
+        assert (np.abs(pixels - paper) > 100).mean() > 0.003, "there is text on it"
+        below = pixels[260:, -3:]  # the list of sections: on a phone it is moved sideways
+        assert (np.abs(below - paper) < 40).all(), "nothing is cut by the right edge"
 
 
 def test_wrong_files_and_runs(copy: Path, wrong: Callable) -> None:

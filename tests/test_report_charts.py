@@ -9,12 +9,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from facetrain.evaluate.curves import staircase, thinned
+from facetrain.evaluate.metrics import Metrics
 from facetrain.evaluate.report import charts, drawing, panels
 from facetrain.evaluate.report.charts import Curve, Line
+from facetrain.evaluate.report.compared import Column
 from facetrain.evaluate.report.content import EmbeddingMap
 from facetrain.evaluate.verification import roc, tar_at_far
 
@@ -52,6 +55,7 @@ def curve(seed: int = 0, pairs: int = 300) -> tuple[Curve, np.ndarray, np.ndarra
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_round_and_enclose(low: float, extent: float) -> None:
+    assume(extent > 1e-6 * abs(low))  # or float64 itself has no room for ticks
     high = low + extent
     ticks = drawing.nice_ticks(low, high)
     step = ticks[1] - ticks[0]
@@ -130,7 +134,7 @@ def test_long_lines_keep_their_peaks() -> None:
     x = np.arange(10_000.0)
     y = np.random.default_rng(0).normal(size=10_000)
     y[[1234, 8765]] = 50, -60
-    a, b = drawing.thinned(x, y)
+    a, b = thinned(x, y, drawing.LINE_POINTS)
     assert len(a) <= drawing.LINE_POINTS * 1.1 and b.max() == 50 and b.min() == -60
     assert (np.diff(a) > 0).all()
     np.testing.assert_array_equal(y[a.astype(int)], b)
@@ -141,7 +145,7 @@ def test_long_lines_keep_their_peaks() -> None:
 
 def test_the_staircase_is_tar_at_far() -> None:
     made, scores, same = curve()
-    far, tar = charts.staircase(made.far, made.tar, 1e-3)
+    far, tar = staircase(made.far, made.tar, 1e-3, drawing.LINE_POINTS)
     for rate, height in zip(far, tar, strict=True):
         best = 0.0
         for threshold in [math.inf, *scores]:
@@ -153,7 +157,7 @@ def test_the_staircase_is_tar_at_far() -> None:
     assert tar[np.searchsorted(far, 0.1, side="right") - 1] == expected
     many = curve(1, 40_000)[0]
     crowded = Curve("many", 0, np.linspace(0, 1, 5001), np.sqrt(np.linspace(0, 1, 5001)))
-    assert len(charts.staircase(crowded.far, crowded.tar, 1e-4)[0]) <= drawing.LINE_POINTS + 1
+    assert len(staircase(crowded.far, crowded.tar, 1e-4, drawing.LINE_POINTS)[0]) <= drawing.LINE_POINTS + 1
     for one in (made, many, crowded):
         for draw in (charts.roc_chart, charts.det_chart):
             svg = draw([one], alt=NAME)
@@ -222,6 +226,38 @@ def test_losses_of_different_kinds_are_far_apart() -> None:
     assert panels.far_apart([np.array([0.2, 0.3]), np.array([20.0, 12])])
     assert not panels.far_apart([np.array([0.2, 0.3]), np.array([2.0, 1])])
     assert not panels.far_apart([np.array([0.0, 0.3]), np.array([20.0, 12])])
+
+
+def test_rows_of_steps_stand_at_their_middle() -> None:
+    np.testing.assert_allclose(panels.middles(np.array([0.4, 0.8, 1.0])), [0.2, 0.6, 0.9])
+    assert len(panels.middles(np.empty(0))) == 0
+
+
+def trained(rows: int, *, lr: bool = False) -> Metrics:
+    """Four epochs with so many rows of steps each; the loss of a row is where it ends."""
+    ends = np.linspace(0, 4, 4 * rows + 1)[1:]
+    name = "lr" if lr else "loss"
+    return Metrics({"epoch": ends, name: ends}, {"epoch": np.arange(1.0, 5), name: np.arange(1.0, 5) - 0.5})
+
+
+def test_faint_lines_are_means_of_a_few_steps() -> None:
+    run = Column(NAME, 0, [])
+    panel = panels._panel("Training loss", "loss", "loss", [(run, trained(5))])
+    assert panel is not None and panel.faint
+    (faint,) = elements(panel.chart, "faint")
+    (bold,) = (e for e in elements(panel.chart, "line") if "faint" not in (e.get("class") or ""))
+    left, right = points(bold)[[0, -1], 0]  # middles of the first epoch and of the last
+    per_epoch = (right - left) / 3
+    expected = left + (np.arange(20) / 5 + 0.1 - 0.5) * per_epoch
+    np.testing.assert_allclose(points(faint)[:, 0], expected, atol=0.2)
+    for once in (trained(1), Metrics({}, trained(5).epochs)):
+        panel = panels._panel("Training loss", "loss", "loss", [(run, once)])
+        assert panel is not None and not panel.faint and not elements(panel.chart, "faint")
+    panel = panels._panel("Training loss", "loss", "loss", [(run, Metrics(trained(5).steps, {}))])
+    assert panel is not None and not panel.faint  # the first epoch is not over: they are all there is
+    assert len(points(elements(panel.chart, "line")[0])) == 20
+    panel = panels._panel("Learning rate", "lr", "lr", [(run, trained(5, lr=True))])
+    assert panel is not None and "peak 4" in panel.text and "at 0.2<" in panel.chart  # no mean: where it was
 
 
 # -- colours ---------------------------------------------------------------------------------------------------------

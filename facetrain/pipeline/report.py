@@ -18,7 +18,7 @@ from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.report.content import Data, Evaluation, Missing, Report, Run, Validation
 from facetrain.evaluate.report.embedding_map import whole_people
 from facetrain.evaluate.report.evaluations import read_evaluation
-from facetrain.evaluate.report.page import write_page
+from facetrain.evaluate.report.page import check_place, write_page
 from facetrain.evaluate.report.runs import read_run
 from facetrain.evaluate.report.validation import look_at
 from facetrain.image_spec import require_same
@@ -36,9 +36,11 @@ def report(
 ) -> Report:
     """Write the page about ``runs``, folders by what they are called, to ``out``; return what is on it.
 
-    others: JSON files of `ft evaluate`, of other embedders (UserError where one is none). Nothing else is written: crops
-    are taken from the cache as it is. What is missing is said on the page.
+    others: JSON files of `ft evaluate`, of other embedders. UserError, before anything is embedded, where one is none, and
+    where ``out`` is no place for a page. Nothing else is written: crops are taken from the cache as it is. What is missing
+    is said on the page.
     """
+    check_place(out)
     beside: dict[str, list[Evaluation]] = {}
     for file in others:
         found = read_evaluation(file)
@@ -163,10 +165,6 @@ def _validation(run: Run, dataset: Dataset, device: torch.device, jobs: int) -> 
             with Progress("embedding", "photographs") as bar:
                 bar.begin(len(photos))
                 embeddings = subject.embedder.embed(counted(plain_crops(photos, threads=jobs), bar))
-            if not np.isfinite(embeddings).all():
-                return Missing(
-                    "Its embeddings are no numbers, as after a training that diverged: `ft train` with a lower `--lr`."
-                )
             paths = index.rows["path"].take(pa.array(photos.rows)).to_pylist()
             return look_at(embeddings, photos.labels, photos.identities, paths, photos.gather, notes)
     except (UserError, OSError) as error:

@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from facetrain.evaluate.curves import staircase, thinned
 from facetrain.evaluate.report.content import EmbeddingMap, Floats
 from facetrain.evaluate.report.drawing import (
     BOTTOM,
@@ -39,7 +40,6 @@ from facetrain.evaluate.report.drawing import (
     svg,
     text_at,
     texts_of,
-    thinned,
 )
 
 BINS = 44
@@ -103,7 +103,7 @@ def _band(line: Line, x: Scale, y: Scale) -> str:
 
 
 def _line(line: Line, x: Scale, y: Scale) -> str:
-    across, up = thinned(line.x, line.y)
+    across, up = thinned(line.x, line.y, LINE_POINTS)
     name = escape(line.name)
     if line.faint:
         return f'<path class="line faint {style_of(line.number)}" d="{path_of(x(across), y(up))}"/>'
@@ -158,7 +158,7 @@ def roc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
     chance = np.geomspace(left, 1, 60)
     parts.append(f'<path class="chance" d="{path_of(x(chance), y(chance))}"><title>chance</title></path>')
     for curve in curves:
-        far, tar = staircase(curve.far, curve.tar, left)
+        far, tar = staircase(curve.far, curve.tar, left, LINE_POINTS)
         parts.append(_curve(curve, x(np.repeat(far, 2)[1:]), y(np.repeat(tar, 2)[:-1])))
     return svg(alt, parts)
 
@@ -193,15 +193,6 @@ def det_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
 def _curve(curve: Curve, x: Floats, y: Floats) -> str:
     title = f"<title>{escape(curve.name)}</title>"
     return f'<path class="line {style_of(curve.number)}" d="{path_of(x, y)}">{title}</path>'
-
-
-def staircase(far: Floats, tar: Floats, left: float) -> tuple[Floats, Floats]:
-    """The largest TAR at or below each FAR, from ``left`` to 1, in about LINE_POINTS steps at most."""
-    targets = np.unique(far[far > left])
-    if len(targets) > LINE_POINTS:
-        targets = np.geomspace(left, 1, LINE_POINTS)
-    targets = np.concatenate([[left], targets])
-    return targets, tar[np.searchsorted(far, targets, side="right") - 1]
 
 
 def score_histogram(scores: Floats, same: NDArray[np.bool_], threshold: float | None, *, alt: str) -> Markup:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from facetrain.evaluate.report.content import Evaluation, Report
 from facetrain.evaluate.report.texts import figure_text
 from facetrain.evaluate.verification import auc, eer, roc
 
+OPTIONS = re.compile(r"(-\w+=.*|-flip)$")  # at the end of a file's name; they stand in the title in words
 SPREAD = ("standard_error", "population_deviation")  # of a measurement, and no merit of a network
 
 
@@ -61,8 +64,9 @@ class Compared:
 
 
 def compared(columns: Sequence[Column]) -> list[Compared]:
-    """Evaluations of the same protocol, photographs and options side by side; where a network was measured twice so, only
-    those of the same file name."""
+    """Side by side what was measured of the same protocol with the same options, of the same number of photographs, the
+    same ones of several faces and of mirror images or not; where a network was measured twice so, only those of the same
+    file name. What an older version wrote without options counts as measured with none."""
     every = [(column, evaluation) for column in columns for evaluation in column.evaluations]
     times = Counter((column.number, evaluation.test) for column, evaluation in every)
     twice = {test for (_, test), count in times.items() if count > 1}
@@ -70,20 +74,26 @@ def compared(columns: Sequence[Column]) -> list[Compared]:
     for column, evaluation in every:
         stem = evaluation.file.stem if evaluation.test in twice else None
         grouped.setdefault((evaluation.test, stem), {})[column.number] = evaluation
-    stems = [{evaluation.file.stem for evaluation in group.values()} for group in grouped.values()]
-    titles = [
-        _title(next(iter(group.values())), names)
-        for group, names in zip(grouped.values(), stems, strict=True)
+    return [
+        _compared(_title(list(group.values()), stem), columns, group) for (_, stem), group in grouped.items()
     ]
-    return [_compared(title, columns, group) for title, group in zip(titles, grouped.values(), strict=True)]
 
 
-def _title(evaluation: Evaluation, stems: set[str]) -> str:
+def _title(group: Sequence[Evaluation], stem: str | None) -> str:
+    """``stem``: what alone tells it from another group."""
+    evaluation = group[0]
     title = "Validation split" if evaluation.protocol == "split" else evaluation.protocol
-    (stem,) = stems if len(stems) == 1 else (evaluation.protocol,)
-    if stem not in (evaluation.protocol, "validation"):
-        title += f" · {stem}"
+    sets = {OPTIONS.sub("", e.file.stem) for e in group} if stem is None else {stem}
+    (name,) = sets if len(sets) == 1 else (evaluation.protocol,)
+    if name.lower() not in (evaluation.protocol.lower(), "validation"):
+        title += f" · {name}"
+    title += "".join(f" · {name}={_option(value)}" for name, value in evaluation.options.items())
     return title + (" · with mirror images" if evaluation.flip else "")
+
+
+def _option(value: Any) -> str:
+    """As it is written after `--protocol-arg`."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _compared(title: str, columns: Sequence[Column], group: Mapping[int, Evaluation]) -> Compared:

@@ -54,6 +54,8 @@ class Evaluation:
     scores float64 [n] and same bool [n]: every comparison, refused ones (-inf) included; None where there are none.
     test: what has to be equal for two evaluations to be compared. epoch: of the network, where that is known.
     threshold: at or above it a pair is taken for one person: the median of those of the folds, else that of equal errors.
+    options: those of the protocol, as they were asked for. damaged: what there is to say of files beside it that are not
+    shown, by what they would be shown in: "trials", "hardest".
     """
 
     file: Path
@@ -71,6 +73,8 @@ class Evaluation:
     scores: Floats | None = None
     same: NDArray[np.bool_] | None = None
     hardest: Sequence[HardPair] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,18 +143,28 @@ class Data:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The checkpoint that is a run's best: epochs finished, steps done, and what was measured of it, by column."""
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A training. settings: dotted names → values as text. validators: what the columns of each begin with. data: a key of
-    the report's ``data``."""
+    """A training. settings: dotted names → values as text. validators: the columns of each → whether lower is better, the
+    first being the one that ranks checkpoints. data: a key of the report's ``data``."""
 
     name: str
     folder: Path
     settings: Mapping[str, str] | Missing
     facts: Mapping[str, Any]
     metrics: Metrics | Missing
-    validators: Sequence[str]
+    validators: Sequence[Mapping[str, bool]]
     evaluations: Sequence[Evaluation]
+    kept: Kept | None = None
     notes: Sequence[str] = ()
     data: str | Missing = field(default_factory=lambda: Missing(""))
     validation: Validation | Missing = field(default_factory=lambda: Missing(""))

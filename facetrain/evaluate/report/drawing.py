@@ -84,18 +84,6 @@ def decade_below(rates: Iterable[Floats]) -> float:
     return 10.0 ** min(math.floor(math.log10(smallest) + 1e-9), -1)
 
 
-def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most about LINE_POINTS points that look the same as a line: the lowest and highest of each short stretch."""
-    size = -(-len(y) // (LINE_POINTS // 2))
-    if size <= 2:
-        return x, y
-    whole = len(y) // size * size
-    stretches = y[:whole].reshape(-1, size)
-    ends = np.stack([stretches.argmin(axis=1), stretches.argmax(axis=1)], axis=1)
-    keep = (np.sort(ends, axis=1) + np.arange(0, whole, size)[:, None]).ravel()
-    return np.concatenate([x[keep], x[whole:]]), np.concatenate([y[keep], y[whole:]])
-
-
 def plain(value: float) -> str:
     """`0.25`, `1,000`, `2e-5`."""
     if 0 < abs(value) < 1e-3:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,16 +41,33 @@ def read_evaluation(file: Path) -> Evaluation:
 def _evaluation(file: Path, said: dict[str, Any]) -> Evaluation:
     labels = {name: str(label) for name, label in said["labels"].items()}
     values = {name: None if value is None else float(value) for name, value in said["values"].items()}
-    scores, same = _trials(file)
-    thresholds = [float(t) for t in said.get("thresholds") or () if t is not None]
+    damaged = {}
+    scores = same = None
+    try:
+        scores, same = _trials(file, said)
+    except UserError as error:
+        damaged["trials"] = str(error)
+    hardest: Sequence[HardPair] = ()
+    try:
+        hardest = _hardest(file)
+    except UserError as error:
+        damaged["hardest"] = str(error)
+    chosen = said.get("thresholds") or ()
+    thresholds = [float(t) for t in chosen if t is not None]  # None: one that accepts nothing
     threshold = median(thresholds) if thresholds else None
-    if threshold is None and scores is not None and same is not None and same.any() and not same.all():
+    if not chosen and scores is not None and same is not None and same.any() and not same.all():
         threshold = _equal_error_threshold(scores, same)
+    options = dict(said.get("protocol_args") or {})
+    if said.get("multi", "centre") != "centre":
+        options["multi"] = said["multi"]
     return Evaluation(
         file=file,
         name=str(said["name"]),
         protocol=str(said["protocol"]),
-        test=tuple(said.get(key) for key in ("protocol", "photographs", "flip", "no_face_rule")),
+        test=(
+            *(said.get(key) for key in ("protocol", "photographs", "flip", "no_face_rule")),
+            json.dumps(options, sort_keys=True),
+        ),
         values={name: values.get(name) for name in labels},
         labels=labels,
         lower_is_better=frozenset(said.get("lower_is_better", ())),
@@ -62,7 +81,9 @@ def _evaluation(file: Path, said: dict[str, Any]) -> Evaluation:
         threshold=threshold,
         scores=scores,
         same=same,
-        hardest=_hardest(file),
+        hardest=hardest,
+        options=options,
+        damaged=damaged,
     )
 
 
@@ -70,26 +91,48 @@ def _beside(file: Path, ending: str) -> Path:
     return file.with_name(f"{file.name.removesuffix('.json')}.{ending}")
 
 
-def _trials(file: Path) -> tuple[Any, Any]:
-    """(scores, same); (None, None) where they were not written, or cannot be read."""
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """UserError for a file that is there and cannot be read."""
     try:
-        table = pq.read_table(_beside(file, "trials.parquet"), columns=["score", "same"])
-        return table["score"].to_numpy(), table["same"].to_numpy()
-    except (OSError, pa.ArrowException, KeyError):
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {file.name}: {error.strerror}") from None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        raise UserError(f"{file.name} is damaged: run `ft evaluate` again") from None
+
+
+def _trials(file: Path, said: dict[str, Any]) -> tuple[Any, Any]:
+    """(scores float64, same bool); (None, None) where they were not written. UserError where they are damaged, or are not
+    those that the JSON file counts."""
+    beside = _beside(file, "trials.parquet")
+    if not beside.exists():
         return None, None
+    with _readable(beside):
+        table = pq.read_table(beside, columns=["score", "same"])
+        scores = table["score"].cast(pa.float64()).to_numpy()
+        same = table["same"].cast(pa.bool_()).to_numpy()
+        if table["score"].null_count or table["same"].null_count or np.isnan(scores).any():
+            raise ValueError
+    pairs = {"same_pairs": int(same.sum()), "different_pairs": int((~same).sum())}
+    if any(said.get(name, count) != count for name, count in pairs.items()):
+        raise UserError(f"{beside.name} does not belong to {file.name}: run `ft evaluate` again")
+    return scores, same
 
 
 def _hardest(file: Path) -> list[HardPair]:
-    """The same-person pairs first; of either kind the hardest first."""
-    try:
-        rows = pq.read_table(_beside(file, "hardest.parquet"), filters=[("rank", "<", PAIRS_SHOWN)])
-    except (OSError, pa.ArrowException):
+    """The same-person pairs first; of either kind the hardest first. Nothing where they were not written; UserError where
+    they are damaged."""
+    beside = _beside(file, "hardest.parquet")
+    if not beside.exists():
         return []
     pairs = []
-    for row in rows.to_pylist():
-        first, second = (png_as_jpeg_uri(row[f"{end}_image"] or b"") for end in ("first", "second"))
-        if first is not None and second is not None:
-            pictures = Picture(first, row["first"]), Picture(second, row["second"])
+    with _readable(beside):
+        for row in pq.read_table(beside, filters=[("rank", "<", PAIRS_SHOWN)]).to_pylist():
+            first, second = (png_as_jpeg_uri(row[f"{end}_image"] or b"") for end in ("first", "second"))
+            if first is None or second is None or None in row.values():
+                raise ValueError
+            pictures = Picture(first, str(row["first"])), Picture(second, str(row["second"]))
             pairs.append(HardPair(*pictures, bool(row["same"]), float(row["score"])))
     return pairs
 

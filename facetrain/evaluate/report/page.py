@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,17 +12,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from facetrain import __version__
+from facetrain.errors import UserError
 from facetrain.evaluate.metrics import Metrics
 from facetrain.evaluate.report import charts
 from facetrain.evaluate.report.compared import Column, columns_of, compared
-from facetrain.evaluate.report.content import Data, Missing, Report, Run
-from facetrain.evaluate.report.drawing import style_of
-from facetrain.evaluate.report.panels import training_panels
+from facetrain.evaluate.report.content import Data, Kept, Missing, Report, Run
+from facetrain.evaluate.report.drawing import plain, style_of
+from facetrain.evaluate.report.panels import column_label, parted, training_panels
 from facetrain.evaluate.report.texts import breakable, said, signed
 from facetrain.files import replacing
 from facetrain.progress import human_duration
 
 HERE = Path(__file__).parent
+MADE_BY = b'<meta name="generator" content="facetrain '  # as in page.html.j2
+
+
+def check_place(out: Path) -> None:
+    """UserError where a page cannot be written, or would take the place of something else."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a file, such as {out / 'report.html'}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out} does not end in .html or .htm, as the page it would be: name another file")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{out} cannot be written, since {above} is no folder: name another file")
+    if out.exists():
+        with open(out, "rb") as file:
+            if MADE_BY not in file.read(4096):
+                raise UserError(f"{out} is there already and is no report of facetrain: name another file")
 
 
 def write_page(report: Report, out: Path) -> None:
@@ -55,6 +72,12 @@ def page(report: Report) -> str:
         settings=_settings(report.runs),
         datasets=[_dataset(key, data, report.runs) for key, data in report.data.items()],
         is_missing=lambda value: isinstance(value, Missing),
+        damaged=lambda part: [
+            f"{column.name}: {e.damaged[part]}."
+            for column in columns
+            for e in column.evaluations
+            if part in e.damaged
+        ],
         map_chart=charts.map_chart,
         style_of=style_of,
     )
@@ -75,8 +98,10 @@ def _card(column: Column, run: Run) -> Card:
     line = [settings.get(name, "") for name in ("trainer", "trainer_args.loss", "backbone")]
     line += [f"{settings['embedding_dim']} dimensions"] if "embedding_dim" in settings else []
     stats = []
+    metrics = Metrics() if isinstance(run.metrics, Missing) else run.metrics
+    stats += _headline(run.kept, metrics, run.validators)
     if not isinstance(run.metrics, Missing):
-        stats += _measured_stats(run.metrics, settings.get("epochs", ""))
+        stats += _effort(metrics, settings.get("epochs", ""))
     if isinstance(run.facts.get("photographs"), int) and isinstance(run.facts.get("people"), int):
         stats.append((f"photographs of {run.facts['people']:,} people", f"{run.facts['photographs']:,}", ""))
     notes = [run.metrics.why] if isinstance(run.metrics, Missing) else []
@@ -84,16 +109,45 @@ def _card(column: Column, run: Run) -> Card:
     return Card(column, " · ".join(part for part in line if part), stats, [*notes, *run.notes])
 
 
-def _measured_stats(metrics: Metrics, epochs: str) -> list[tuple[str, str, str]]:
+def _headline(
+    kept: Kept | None, metrics: Metrics, validators: Sequence[Mapping[str, bool]]
+) -> list[tuple[str, str, str]]:
+    """The figure of the network that is kept, and beside it the best seen where that was of another epoch; by itself where
+    nothing is known of the one that is kept."""
+    lower = dict(next(iter(columns.items())) for columns in validators)
+    lower = (lower or dict.fromkeys(metrics.accuracies[:1], False)) | {"loss": True}
+    of_kept = {} if kept is None else kept.metrics
+    column = next((name for name in lower if np.isfinite(of_kept.get(name, np.nan))), next(iter(lower)))
+    error_column = f"{parted(column)[0]}_standard_error"
+    epochs, values, steps, errors = metrics.of_validations(column, "step", error_column)
+    best = int((np.argmin if lower[column] else np.argmax)(values)) if len(values) else None
+    if kept is None or column not in of_kept:
+        if best is None or column == "loss":
+            return []
+        at = f"epoch {plain(float(epochs[best]))}"
+        return [(f"best {_of_what(column)}", f"{values[best]:.4f}", ", ".join([*_spread(errors[best]), at]))]
+    value = of_kept[column]
+    notes = _spread(of_kept.get(error_column, np.nan))
+    epoch = next(iter(epochs[steps == kept.step].tolist()), kept.epoch)
+    if best is not None and epochs[best] != epoch and not np.isclose(values[best], value, rtol=1e-6, atol=0):
+        notes.append(f"best seen {values[best]:.4f}, epoch {plain(float(epochs[best]))}")
+    return [(f"kept: epoch {plain(float(epoch))}, {_of_what(column)}", f"{value:.4f}", "; ".join(notes))]
+
+
+def _spread(error: float) -> list[str]:
+    return [f"± {error:.4f}"] if np.isfinite(error) else []
+
+
+def _of_what(column: str) -> str:
+    """What is ranked by, in words."""
+    if column == "loss":
+        return "training loss"
+    prefix, label = parted(column)[0], column_label(column)
+    return f"{'validation' if prefix == 'val' else prefix} {label}"
+
+
+def _effort(metrics: Metrics, epochs: str) -> list[tuple[str, str, str]]:
     stats = []
-    for column in metrics.accuracies[:1]:
-        prefix = column.removesuffix("_accuracy")
-        epoch, value, error = metrics.of_validations(column, f"{prefix}_standard_error")
-        if len(epoch):
-            best = int(np.argmax(value))
-            spread = f"± {error[best]:.4f}, " if np.isfinite(error[best]) else ""
-            what = "best validation accuracy" if prefix == "val" else f"best accuracy, {prefix}"
-            stats.append((what, f"{value[best]:.4f}", f"{spread}epoch {epoch[best]:.3g}"))
     of_epochs = metrics.of_epochs("epoch")[1]
     done = f"{of_epochs.max():g}" if len(of_epochs) else "0"
     stats.append(("epochs" if epochs in ("", done) else f"of {epochs} epochs", done, ""))
@@ -124,10 +178,8 @@ def _dataset(key: str, data: Data | Missing, runs: Sequence[Run]) -> Dataset:
     if isinstance(data, Missing) or not len(data.per_person):
         return Dataset(data, names, None, "")
     counts = data.per_person
-    text = (
-        f"{len(counts):,} people with {int(counts.min()):,} to {int(counts.max()):,} photographs each, "
-        f"half of them with {int(np.median(counts)):,} or fewer"
-    )
+    least, most = int(counts.min()), int(counts.max())
+    text = f"{len(counts):,} people with {least:,} to {most:,} photographs each, median {plain(float(np.median(counts)))}"
     return Dataset(data, names, charts.count_chart(counts, alt=f"Photographs per person. {text}"), text)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from facetrain.config import Validation
 from facetrain.errors import UserError
 from facetrain.evaluate.metrics import Metrics, read_metrics
-from facetrain.evaluate.report.content import Evaluation, Missing, Run
+from facetrain.evaluate.protocols.pairwise import FIGURES
+from facetrain.evaluate.report.content import Evaluation, Kept, Missing, Run
 from facetrain.evaluate.report.evaluations import read_evaluation
 from facetrain.workspace import DIVERGED
 
@@ -36,18 +39,50 @@ def read_run(folder: Path, name: str) -> Run:
     if (folder / DIVERGED).is_file():
         why = (folder / DIVERGED).read_text(encoding="utf-8", errors="replace").strip()
         notes.insert(0, f"It diverged: {why}. Start again with a lower `--lr`.")
-    return Run(name, folder, settings, facts, metrics, _validators(facts), evaluations, notes)
+    validators = _validators(
+        facts, [] if isinstance(metrics, Missing) else [*metrics.epochs, *metrics.within]
+    )
+    return Run(name, folder, settings, facts, metrics, validators, evaluations, _kept(folder), notes)
 
 
-def _validators(facts: Mapping[str, Any]) -> list[str]:
-    """What the columns of each validator begin with: that of the validation split unless others were asked for."""
+def _kept(folder: Path) -> Kept | None:
+    """What the best checkpoint says of itself; None where there is none, or none that can be read."""
+    try:
+        with safe_open(folder / "checkpoints" / "best.safetensors", "np") as file:
+            said = json.loads((file.metadata() or {})["facetrain"])
+        metrics = {str(name): float(value) for name, value in said["metrics"].items()}
+        return Kept(int(said["epoch"]), int(said["step"]), metrics)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _validators(facts: Mapping[str, Any], logged: Iterable[str]) -> list[dict[str, bool]]:
+    """The columns of each validator, as config.json has them. Older ones do not: then those that were logged under the
+    names of what was asked for, in the order of the file."""
+    said = facts.get("validators")
+    if isinstance(said, list) and all(isinstance(columns, dict) for columns in said):
+        return [{name: bool(lower) for name, lower in columns.items()} for columns in said if columns]
     config = facts.get("config")
     asked = config.get("validate") if isinstance(config, dict) else None
     try:
-        found = [Validation(**entry).prefix for entry in asked or ()]
+        prefixes = [Validation(**entry).prefix for entry in asked or ()]
     except (TypeError, ValueError):
-        found = []
-    return list(dict.fromkeys(["val", *found]))
+        prefixes = []
+    names = list(dict.fromkeys(logged))
+    found = [
+        {
+            name: _lower_is_better(name.removeprefix(f"{prefix}_"))
+            for name in names
+            if name.startswith(f"{prefix}_")
+        }
+        for prefix in dict.fromkeys(["val", *prefixes])
+    ]
+    return [columns for columns in found if columns]
+
+
+def _lower_is_better(figure: str) -> bool:
+    known = FIGURES.get(figure)
+    return known is not None and known.lower_is_better
 
 
 def _evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
