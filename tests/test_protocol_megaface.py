@@ -12,28 +12,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from mean_colours import Means
 from numpy.typing import NDArray
 
 from facetrain.datasets.synth import synthesise_layout
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.protocols import megaface
 from facetrain.evaluate.protocols.megaface import MegaFace, highest_scores
-from facetrain.image_spec import ImageSpec
 from facetrain.preprocess.photograph import read_photograph
 
 FARS = (0.1, 0.01, 0.001, 1e-6)
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop."""
-
-    def __init__(self) -> None:
-        self.spec = ImageSpec(size_px=32)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        quarters = crops.reshape(len(crops), 2, 16, 2, 16, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +234,7 @@ def test_the_highest_scores_of_all(kind: str, draw: Callable, count: int) -> Non
 
 
 def test_through_the_command(drawn: Path, ft: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "megaface", "--data", drawn]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "megaface", "--data", drawn]
     ft(tmp_path, "evaluate", *named, "--protocol-arg", "kind=faces", "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out.json").read_text())
     protocol = MegaFace(drawn)
@@ -271,7 +259,7 @@ def test_through_the_command(drawn: Path, ft: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_photographs_are_aligned(data: Path, ft: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "megaface", "--data", data]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "megaface", "--data", data]
     text = ft(tmp_path, "evaluate", *named, "--out", tmp_path / "out").output
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["photographs"] == 19
@@ -326,7 +314,7 @@ def test_wrong_lists(name: str, text: str, message: str, data: Path) -> None:
 
 
 def test_wrong_files(data: Path, wrong: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "megaface", "--data", data]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "megaface", "--data", data]
     given = [*named, "--protocol-arg"]
     assert "kind = 'face': choose photographs, faces or crops" in wrong(
         tmp_path, "evaluate", *given, "kind=face"

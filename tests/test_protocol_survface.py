@@ -12,28 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mean_colours import Means
 from numpy.typing import NDArray
 
 from facetrain.datasets.synth import synthesise_layout
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.protocols.survface import SurvFace
-from facetrain.image_spec import ImageSpec
 from facetrain.preprocess.photograph import read_photograph
 
 SEARCH, COMPARE = "Face_Identification_Test_Set", "Face_Verification_Test_Set"
 FPIRS, FARS = (0.3, 0.2, 0.1, 0.01), (0.3, 0.1, 0.01, 0.001)
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop."""
-
-    def __init__(self) -> None:
-        self.spec = ImageSpec(size_px=32)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        quarters = crops.reshape(len(crops), 2, 16, 2, 16, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +210,7 @@ def test_verification_against_plain_loops(draw: Callable, large: Path) -> None:
 
 
 def test_through_the_command(drawn: Path, ft: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "survface", "--data", drawn]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "survface", "--data", drawn]
     ft(tmp_path, "evaluate", *named, "--out", tmp_path / "out")
     values = json.loads((tmp_path / "out.json").read_text())["values"]
     protocol = SurvFace(drawn)
@@ -316,7 +304,7 @@ def test_wrong_lines(file: str, text: str, message: str, data: Path) -> None:
 
 
 def test_wrong_files(data: Path, wrong: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "survface", "--data", data]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "survface", "--data", data]
     given = [*named, "--protocol-arg"]
     assert "part = 'all': choose both, identification or verification" in wrong(
         tmp_path, "evaluate", *given, "part=all"

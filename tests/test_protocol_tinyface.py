@@ -11,28 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mean_colours import Means
 from numpy.typing import NDArray
 
 from facetrain.datasets.synth import synthesise_layout
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.identification import RANKS, closed_set
 from facetrain.evaluate.protocols.tinyface import TinyFace
-from facetrain.image_spec import ImageSpec
 from facetrain.preprocess.photograph import read_photograph
 
 PEOPLE, IMAGES = 4, 4
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop."""
-
-    def __init__(self) -> None:
-        self.spec = ImageSpec(size_px=32)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        quarters = crops.reshape(len(crops), 2, 16, 2, 16, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +133,7 @@ def test_a_network_that_gives_the_same_to_all_finds_nobody(drawn: Path) -> None:
 
 
 def test_through_the_command(drawn: Path, ft: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "tinyface", "--data", drawn]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "tinyface", "--data", drawn]
     text = ft(tmp_path, "evaluate", *named, "--out", tmp_path / "out").output
     values = json.loads((tmp_path / "out.json").read_text())["values"]
     protocol = TinyFace(drawn)
@@ -226,7 +214,7 @@ def test_wrong_lines(text: str, message: str, data: Path) -> None:
 
 
 def test_wrong_files(data: Path, wrong: Callable, tmp_path: Path) -> None:
-    named = ["--embedder", f"{__name__}:Means", "-j", 1, "--protocol", "tinyface", "--data"]
+    named = ["--embedder", "mean_colours:Means", "-j", 1, "--protocol", "tinyface", "--data"]
     folder = data / "Testing_Set"
     assert "holds no test set of TinyFace: looked for" in wrong(tmp_path, "evaluate", *named, tmp_path)
     shutil.move(folder / "Gallery_Distractor", tmp_path / "away")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from facetrain.datasets.crop_files import read_crops
 from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.label_errors import LabelErrors, find_label_errors, people_in_both
+from facetrain.evaluate.protocols.files import read_lines
 from facetrain.file_table import walk
 from facetrain.files import file_fingerprint
 from facetrain.image_spec import require_same
@@ -159,18 +160,10 @@ def _of_label_errors(
 def propose_people(workspace: Workspace, aligned: Path | None, file: Path) -> Proposals:
     """Leave out the people who are named in a file, one a line. Case, Unicode form, the marks between words and a slash at
     the end, as of a listed folder, do not count."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the list of names: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: no list of names: it is not UTF-8 text") from None
     wanted: dict[str, str] = {}
-    for line in text.split("\n"):
-        if name := line.strip().rstrip("/").rstrip():
+    for _, line in read_lines(file, "list of names"):
+        if name := line.rstrip("/").rstrip():
             wanted.setdefault(alike(name), name)
-    if not wanted:
-        raise UserError(f"{file}: the list of names is empty")
     index = read_index(workspace.dataset(aligned).folder)
     found = _same_names(_names(index, index.candidates), wanted.values())
     proposals = [Proposal(LEAVE_OUT, "", name, reason=f"named in {file.name}") for name in found]
