@@ -116,7 +116,7 @@ def clean(
     if (checkpoint or embedder) and not by_embedding:
         raise UserError("nothing is embedded for that: leave out the network, or add --by embedding")
 
-    from facetrain.pipeline import cleaning
+    from facetrain.pipeline import cleaning, exclusion
     from facetrain.pipeline.training import device_of
     from facetrain.preprocess.clean import write_proposals
 
@@ -124,10 +124,10 @@ def clean(
     subject = subject_of(workspace, checkpoint, embedder, embedder_args, on) if by_embedding else None
     found = []
     if people is not None:
-        found.append(cleaning.propose_people(workspace, aligned, people))
+        found.append(exclusion.propose_people(workspace, aligned, people))
     if tree is not None:
         how: dict[str, Any] = {"threshold": threshold, "multi": multi, "device": on, "jobs": jobs}
-        found.append(cleaning.propose_overlap(workspace, aligned, tree, ways, subject, **how))
+        found.append(exclusion.propose_overlap(workspace, aligned, tree, ways, subject, **how))
     if not found:
         assert subject is not None
         found.append(cleaning.propose_label_errors(workspace, aligned, subject, device=on, jobs=jobs))
@@ -146,7 +146,7 @@ def clean(
 
 
 def _ways(by: str | None, tree: Path | None, threshold: float | None) -> list[str]:
-    from facetrain.pipeline.cleaning import WAYS
+    from facetrain.pipeline.exclusion import WAYS
 
     if tree is None:
         if by is not None or threshold is not None:
@@ -167,7 +167,7 @@ def _once(proposals: list[Proposal]) -> list[Proposal]:
 
 
 def show_proposals(proposals: list[Proposal], out: Path) -> None:
-    from facetrain.pipeline.cleaning import people
+    from facetrain.pipeline.exclusion import people
 
     kinds = Counter((p.action, bool(p.path)) for p in proposals)
     for (action, single), number in kinds.items():
