@@ -91,7 +91,7 @@ def step_named(name: str, probes: Floats, gallery: Floats, mates: Ints) -> Calla
     from facetrain.evaluate.search import top_k
 
     if name == "top":
-        return lambda: top_k(probes, gallery, K)[1]
+        return lambda: top_k(probes, gallery, K, backend="torch")[1]
     if name == "top-faiss":
         import_faiss()
         return lambda: top_k(probes, gallery, K, backend="faiss")[1]

@@ -341,6 +341,27 @@ def test_faiss_gives_the_same(kind):
     same(top_k(queries, gallery, 9, backend="faiss"), top_k(queries, gallery, 9))
 
 
+def test_faiss_is_taken_where_it_pays(monkeypatch):
+    asked = []
+
+    def stand_in():
+        asked.append(True)
+        return fake_faiss(0)
+
+    monkeypatch.setattr(search, "_faiss", stand_in)
+    monkeypatch.setattr(search, "find_spec", lambda name: name == "faiss")
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    expected = top_k(x, x, 3, backend="torch")
+    same(top_k(x, x, 3), expected)
+    assert not asked, "a small search"
+    monkeypatch.setattr(search, "FAISS_FROM", 40 * 40)
+    same(top_k(x, x, 3), expected)
+    assert asked
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
+    same(top_k(x, x, 3), expected)
+    assert len(asked) == 1, "not installed"
+
+
 def test_faiss_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     x = np.ones((3, 4), dtype=np.float32)

@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from facetrain.errors import UserError
 from facetrain.kernels.launch import products_in
 
 BLOCK_BYTES = 64 << 20  # of one block of similarities; what else is needed for it is about twice that
+FAISS_FROM = 10**9  # pairs: a quarter faster on two cores; below, importing it takes longer than the search
 QUERY_ROWS = 2048  # of a block, at most: enough for matrix products to be fast
 
 Backend = Literal["torch", "faiss"]
@@ -54,7 +56,7 @@ def top_k(
     k: int,
     *,
     exclude_self: bool = False,
-    backend: Backend = "torch",
+    backend: Backend | None = None,
     device: torch.device | str | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[Floats, Ints]:
@@ -64,8 +66,8 @@ def top_k(
     ``queries`` [Q, D] and ``gallery`` [G, D] are NumPy arrays (memory-mapped ones too) or tensors, taken as
     float32. Where there are fewer than k rows to give, the rest is score -inf, row -1. ``exclude_self``: the
     two are the same set, and row i is no result of query i. ``device`` None: that of ``queries`` if a tensor,
-    else the processor. ``backend`` "faiss" lets faiss propose candidates (on the processor); the results are
-    the same, bit for bit.
+    else the processor. ``backend``: what proposes candidates, from which the results are chosen, the same bit for
+    bit; None: on the processor faiss where it is installed and the search is large, else torch.
 
     Raises ValueError for NaN, infinite values or arrays that do not fit together, UserError when faiss is
     asked for and not installed.
@@ -75,6 +77,9 @@ def top_k(
         raise ValueError(f"k must be at least 1, not {k}")
     if exclude_self and len(queries) != len(gallery):
         raise ValueError(f"exclude_self needs one set, not {len(queries)} queries in {len(gallery)} rows")
+    if backend is None:
+        large = len(queries) * len(gallery) >= FAISS_FROM
+        backend = "faiss" if large and device.type == "cpu" and find_spec("faiss") else "torch"
     faiss = _faiss() if backend == "faiss" else None
     if faiss and device.type != "cpu":
         raise ValueError("faiss searches on the processor: leave device out")
