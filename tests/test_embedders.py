@@ -11,30 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mean_colours import Means
 from numpy.typing import NDArray
 from PIL import Image
 
 from facetrain.dlib_models import model_path
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.embedders.dlib_network import DlibNetwork
 from facetrain.evaluate.embedders.onnx_file import OnnxFile
 from facetrain.evaluate.verification import verify
 from facetrain.image_spec import ImageSpec
 from facetrain.plugins import make
 from facetrain.testing import check_embedder
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop: as much as tests need."""
-
-    def __init__(self, *, side_px: int = 32) -> None:
-        self.spec = ImageSpec(size_px=side_px)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        half = self.spec.size_px // 2
-        quarters = crops.reshape(len(crops), 2, half, 2, half, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 def crops(count: int = 6, size_px: int = 32) -> NDArray[np.uint8]:

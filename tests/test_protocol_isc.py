@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.protocols import isc_file, isc_predictions
 from facetrain.evaluate.protocols.isc import ImageSimilarity
 from facetrain.evaluate.protocols.isc_predictions import predict
@@ -22,18 +21,7 @@ from facetrain.image_spec import SPEC_FILE, ImageSpec
 h5py = pytest.importorskip("h5py")
 
 
-class Quarters(Embedder):
-    """The mean colour of each sixteenth of a crop: as much as tests need."""
-
-    def __init__(self) -> None:
-        self.spec = ImageSpec(size_px=32)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = crops.reshape(len(crops), 4, 8, 4, 8, 3).mean(axis=(2, 4), dtype=np.float32)
-        return parts.reshape(len(crops), 48) - 127
-
-
-NAMED = ["--embedder", f"{__name__}:Quarters", "-j", 1]
+NAMED = ["--embedder", "mean_colours:Means", "--embedder-arg", "cells=4", "-j", 1]
 
 
 def lattice(rng: np.random.Generator, count: int, dim: int = 4) -> NDArray[np.float32]:

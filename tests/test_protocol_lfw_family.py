@@ -18,31 +18,17 @@ from test_verification import plain_auc, plain_best_threshold, plain_eer, plain_
 
 from facetrain.datasets.synth.layouts import layout_named
 from facetrain.errors import UserError
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.protocols.agedb import MATLAB, AgeDb30
 from facetrain.evaluate.protocols.base import Measured, Protocol
 from facetrain.evaluate.protocols.cfp import CfpFp
 from facetrain.evaluate.protocols.cross_lfw import Calfw, Cplfw
 from facetrain.evaluate.protocols.lfw import Lfw
 from facetrain.evaluate.protocols.rfw import RACES, Rfw, skewed_error_ratio
-from facetrain.image_spec import ImageSpec
 from facetrain.testing import check_protocol
 
 CLOSE = 1e-12
 DIM = 16
 Pair = tuple[str, str, bool, int]  # two paths, the same person?, fold
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop."""
-
-    def __init__(self, *, side_px: int = 32) -> None:
-        self.spec = ImageSpec(size_px=side_px)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        half = self.spec.size_px // 2
-        quarters = crops.reshape(len(crops), 2, half, 2, half, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 def laid_out(folder: Path, layout: str, identities: int = 12, images: int = 5) -> Path:
@@ -397,7 +383,7 @@ def evaluated(
         numbers = ("--identities", 8, "--images", 3, "--size", size_px, "--seed", 3)
         ft(sets, "synth", sets / layout, "--layout", layout, *numbers, "-j", 1)
     name = f"{layout}-{len(list(sets.iterdir()))}"
-    chosen = ("--embedder", f"{__name__}:Means", "--out", sets / name, "-j", 1)
+    chosen = ("--embedder", "mean_colours:Means", "--out", sets / name, "-j", 1)
     ft(sets, "evaluate", *chosen, *arguments)
     return json.loads((sets / f"{name}.json").read_text()) | {"name": name}
 

@@ -15,18 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from facetrain.evaluate.embedders.base import Embedder
 from facetrain.evaluate.protocols.base import Photographs
 from facetrain.evaluate.protocols.pairwise import PairRows, measure_pairs
 from facetrain.evaluate.report.evaluations import PAIRS_SHOWN, read_evaluation
 from facetrain.evaluate.report.texts import breakable
 from facetrain.evaluate.trial_files import write_trials
-from facetrain.image_spec import ImageSpec
 
 # What a folder may be called, and what a careless page would make of it.
 HOSTILE = [
@@ -39,17 +36,6 @@ HOSTILE = [
 ]
 SPLIT = [0.5, "--seed", 171]  # those with such names are for validation
 TRAIN = ["--epochs", 1, "--people", 2, "--images", 2, "-j", 1, "--set", "validation_pairs=20"]
-
-
-class Means(Embedder):
-    """The mean colour of each quarter of a crop."""
-
-    def __init__(self) -> None:
-        self.spec = ImageSpec(size_px=32)
-
-    def of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        quarters = crops.reshape(len(crops), 2, 16, 2, 16, 3).mean(axis=(2, 4), dtype=np.float32)
-        return quarters.reshape(len(crops), 12) - 127
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +55,7 @@ def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("first", "second"):
         run(root, "train", "--name", name, *TRAIN)
     run(root, "evaluate", "first", "-j", 1)
-    means = ["--embedder", f"{__name__}:Means", "-j", 1]
+    means = ["--embedder", "mean_colours:Means", "-j", 1]
     run(root, "evaluate", *means, "--out", root / "other")
     return root
 

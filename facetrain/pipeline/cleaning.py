@@ -17,9 +17,9 @@ from facetrain.datasets.crop_files import read_crops
 from facetrain.errors import MissingStage, UserError
 from facetrain.evaluate.label_errors import LabelErrors, find_label_errors
 from facetrain.image_spec import require_same
-from facetrain.index import Index, read_index
+from facetrain.index import Index, MarkCounts, read_index
 from facetrain.pipeline.crop_trees import aligned_crops
-from facetrain.pipeline.subject import Subject, counted
+from facetrain.pipeline.subject import Subject
 from facetrain.preprocess.clean import (
     KEEP,
     LEAVE_OUT,
@@ -28,7 +28,6 @@ from facetrain.preprocess.clean import (
     apply_proposals,
     read_proposals,
 )
-from facetrain.progress import Progress
 from facetrain.tables import write_table
 from facetrain.workspace import Dataset, StageRecord, Workspace
 
@@ -97,10 +96,8 @@ def embedded_candidates(
 
 
 def embed_crops(root: Path, crops: list[str], subject: Subject, jobs: int) -> NDArray[np.float32]:
-    with Progress("embedding", "photographs") as bar:
-        bar.begin(len(crops))
-        batches = read_crops(root, crops, subject.embedder.spec, threads=jobs)
-        return subject.embedder.embed(counted(batches, bar))
+    """Unit embeddings of crops below ``root``, in their order."""
+    return subject.embed(read_crops(root, crops, subject.embedder.spec, threads=jobs), len(crops))
 
 
 def _of_label_errors(
@@ -169,14 +166,19 @@ def apply(workspace: Workspace, aligned: Path | None, file: Path, *, dry_run: bo
                 "files": [*before.get("files", []), str(file)],
                 "people": sorted({*before.get("people", []), *whole} - kept),
             }
-            _write(dataset, index, marks, parameters, started)
+            _write(dataset, index, marks, marked, parameters, started)
         return Cleaned(
             marked.left_out, marked.renamed, sorted(becoming - people_before), _to_run_again(dataset)
         )
 
 
 def _write(
-    dataset: Dataset, index: Index, marks: pa.Table, parameters: dict[str, list[str]], started: float
+    dataset: Dataset,
+    index: Index,
+    marks: pa.Table,
+    marked: MarkCounts,
+    parameters: dict[str, list[str]],
+    started: float,
 ) -> None:
     path = dataset.folder / "clean.arrow"
     if not len(marks):
@@ -185,8 +187,8 @@ def _write(
         return
     fingerprint = write_table(path, marks)
     seconds = round(time.monotonic() - started, 3)
-    marked, inputs = index.count_marks(marks), {"rows": index.fingerprint}
     counts = {"left_out": marked.left_out, "renamed": marked.renamed}
+    inputs = {"rows": index.fingerprint}
     dataset.write_record(StageRecord("clean", parameters, inputs, fingerprint, counts, seconds))
 
 

@@ -25,9 +25,8 @@ from facetrain.files import write_json
 from facetrain.image_spec import require_same
 from facetrain.index import read_index
 from facetrain.pipeline.caching import cache
-from facetrain.pipeline.protocol_crops import protocol_crops
-from facetrain.pipeline.subject import Subject, counted
-from facetrain.progress import Progress
+from facetrain.pipeline.protocol_crops import protocol_crops, with_rows_of_none
+from facetrain.pipeline.subject import Subject
 from facetrain.workspace import Workspace
 
 
@@ -64,20 +63,12 @@ def evaluate(
     photographs = protocol.photographs
     crops = protocol_crops(workspace, photographs, subject.embedder.spec, subject.what, multi, jobs)
     rows = np.flatnonzero(crops.found)
-    embeddings = _embedded(subject, crops.batches(rows), len(rows), flip)
-    if len(rows) < len(photographs):
-        found, embeddings = embeddings, np.zeros((len(photographs), embeddings.shape[1]), np.float32)
-        embeddings[rows] = found
-        del found
+    embeddings = with_rows_of_none(subject.embed(crops.batches(rows), len(rows), flip=flip), crops.found)
     measured = protocol.measure(embeddings, crops.found, device=device)
-
-    def show(wanted: NDArray[np.int64]) -> Iterable[NDArray[np.uint8]]:
-        return crops.batches(wanted)
-
     facts = {"protocol": name, "protocol_args": options_of(arguments), "multi": multi, "flip": flip}
     notes = [*crops.notes, *measured.notes, *_overlap(subject, protocol.people)]
     where = out or _default(subject, file_stem(name, data, arguments, flip=flip))
-    return _write(protocol, measured, crops.found, show, facts, subject, where, notes)
+    return _write(protocol, measured, crops.found, crops.batches, facts, subject, where, notes)
 
 
 def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +85,8 @@ def file_stem(name: str, data: Path, arguments: dict[str, Any], *, flip: bool) -
     ``lfw``, ``ijb-my-set-task=1:1``, ``bob-far=0.001-flip``."""
     pairs = arguments.get("pairs")
     of_set = Path(pairs).stem if isinstance(pairs, str) else data.resolve().stem
-    stem = of_set if isinstance(pairs, str) or of_set.lower().startswith(name.lower()) else f"{name}-{of_set}"
-    if data.suffix == ".bin":
-        stem = of_set
+    says_it_all = isinstance(pairs, str) or data.suffix == ".bin" or of_set.lower().startswith(name.lower())
+    stem = of_set if says_it_all else f"{name}-{of_set}"
     options = [f"{option}={value}" for option, value in options_of(arguments).items()]
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join([stem, *options, *(["flip"] if flip else [])]))[:120]
 
@@ -148,7 +138,7 @@ def evaluate_split(
         protocol = Split(
             dataset.aligned, paths, photos.labels, photos.identities, num_pairs=num_pairs, seed=seed
         )
-        embeddings = _embedded(subject, plain_crops(photos, threads=jobs), len(photos), flip)
+        embeddings = subject.embed(plain_crops(photos, threads=jobs), len(photos), flip=flip)
         measured = protocol.measure(embeddings, np.ones(len(photos), bool), device=device)
 
         def show(wanted: NDArray[np.int64]) -> Iterable[NDArray[np.uint8]]:
@@ -158,13 +148,6 @@ def evaluate_split(
         notes = [*measured.notes, *_overlap(subject, protocol.people)]
         where = out or _default(subject, "validation-flip" if flip else "validation")
         return _write(protocol, measured, np.ones(len(photos), bool), show, facts, subject, where, notes)
-
-
-def _embedded(subject: Subject, batches: Iterable[np.ndarray], count: int, flip: bool) -> np.ndarray:
-    """Unit embeddings of crops, with their progress shown."""
-    with Progress("embedding", "photographs") as bar:
-        bar.begin(count)
-        return subject.embedder.embed(counted(batches, bar), flip=flip)
 
 
 def _overlap(subject: Subject, people: frozenset[str]) -> list[str]:

@@ -167,18 +167,17 @@ def _same_content(index: Index, tree: Path, paths: list[str], jobs: int) -> Iter
             path_of.setdefault(bytes.fromhex(digest), path)
             bar.advance(1)
     contents = pa.array(list(path_of), index.rows.schema.field("content").type)
-    same = index.candidates.copy()
-    same &= np.logical_or(
-        *(pc.is_in(index.rows[name], contents).to_numpy() for name in ("content", "aligned_content"))
+    photograph, crop = (
+        pc.is_in(index.rows[name], contents).to_numpy() for name in ("content", "aligned_content")
     )
-    rows = np.flatnonzero(same)
+    rows = np.flatnonzero(index.candidates & (photograph | crop))
     counts: dict[str, int] = {}
-    first: dict[str, tuple[int, str]] = {}
+    first: dict[str, int] = {}
     for row, name in zip(rows.tolist(), index.identities(rows), strict=True):
         assert name is not None
         counts[name] = counts.get(name, 0) + 1
-        first.setdefault(name, (row, name))
-    for name, (row, _) in first.items():
+        first.setdefault(name, row)
+    for name, row in first.items():
         values = (index.rows[column][row].as_py() for column in ("content", "aligned_content"))
         other = next(path_of[value] for value in values if value in path_of)
         reason = (

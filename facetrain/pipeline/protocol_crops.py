@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.datasets.crop_files import decoded, read_crops
+from facetrain.datasets.loader import in_order
 from facetrain.errors import UserError
 from facetrain.evaluate.protocols.base import Photographs
 from facetrain.image_spec import ImageSpec, require_same
@@ -23,7 +23,6 @@ from facetrain.preprocess.photograph import Unreadable, read_photograph
 from facetrain.workspace import Workspace
 
 BATCH = 256
-AHEAD = 4  # photographs for each thread, read before they are asked for
 
 Batches = Iterator[NDArray[np.uint8]]
 
@@ -105,20 +104,18 @@ def _cut(
         except Unreadable as error:
             raise UserError(f"{file} cannot be used: {error}") from None
 
-    waiting: deque[Future[np.ndarray]] = deque()
-    left = iter(rows.tolist())
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for start in range(0, len(rows), BATCH):
-                batch = []
-                for _ in range(min(BATCH, len(rows) - start)):
-                    while len(waiting) < AHEAD * jobs and (row := next(left, None)) is not None:
-                        waiting.append(pool.submit(one, row))
-                    batch.append(waiting.popleft().result())
-                yield np.stack(batch)
-        finally:
-            for future in waiting:
-                future.cancel()
+    made = in_order(one, rows.tolist(), jobs)
+    while batch := list(islice(made, BATCH)):
+        yield np.stack(batch)
+
+
+def with_rows_of_none(embeddings: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Embeddings of the photographs that are found, as those of all: the others' are zeros. No copy where all are."""
+    if found.all():
+        return embeddings
+    every = np.zeros((len(found), embeddings.shape[1]), np.float32)
+    every[found] = embeddings
+    return every
 
 
 def _scaled(spec: ImageSpec, photographs: Photographs, row: int, image: np.ndarray) -> np.ndarray:

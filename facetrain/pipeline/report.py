@@ -23,8 +23,7 @@ from facetrain.evaluate.report.runs import read_run
 from facetrain.evaluate.report.validation import look_at
 from facetrain.image_spec import require_same
 from facetrain.index import ALIGNED, STATUSES, read_index
-from facetrain.pipeline.subject import Subject, counted, open_subject
-from facetrain.progress import Progress
+from facetrain.pipeline.subject import Subject, open_subject
 from facetrain.tables import table_fingerprint
 from facetrain.workspace import FOLDER, Dataset, Workspace
 
@@ -162,9 +161,7 @@ def _validation(run: Run, dataset: Dataset, device: torch.device, jobs: int) -> 
             notes = _limits(len(rows), len(chosen), photos, subject)
             if not len(photos):
                 return Missing("The crops of the validation split are not in the cache: run `ft cache`.")
-            with Progress("embedding", "photographs") as bar:
-                bar.begin(len(photos))
-                embeddings = subject.embedder.embed(counted(plain_crops(photos, threads=jobs), bar))
+            embeddings = subject.embed(plain_crops(photos, threads=jobs), len(photos))
             paths = index.rows["path"].take(pa.array(photos.rows)).to_pylist()
             return look_at(embeddings, photos.labels, photos.identities, paths, photos.gather, notes)
     except (UserError, OSError) as error:

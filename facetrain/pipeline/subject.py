@@ -38,6 +38,14 @@ class Subject:
         kind = "checkpoint" if "checkpoint" in self.facts else "embedder"
         return f"{kind} {self.facts[kind]}"
 
+    def embed(
+        self, batches: Iterable[NDArray[np.uint8]], count: int, *, flip: bool = False
+    ) -> NDArray[np.float32]:
+        """Unit embeddings of ``count`` crops, see `Embedder.embed`, with their progress shown."""
+        with Progress("embedding", "photographs") as bar:
+            bar.begin(count)
+            return self.embedder.embed(counted(batches, bar), flip=flip)
+
     def trained_on(self) -> set[str]:
         """Names of the people it was trained on, as far as they are known."""
         people = None if self.run is None else self.run / "people.txt"

@@ -18,7 +18,7 @@ from facetrain.evaluate.protocols.base import Measured, Protocol
 from facetrain.evaluate.protocols.pairwise import column_value
 from facetrain.evaluate.protocols.split import Split
 from facetrain.evaluate.trial_files import write_texts, write_trials
-from facetrain.pipeline.protocol_crops import ProtocolCrops, protocol_crops
+from facetrain.pipeline.protocol_crops import protocol_crops, with_rows_of_none
 from facetrain.pipeline.protocols import open_protocol
 from facetrain.train.validator import Embed, Validator
 from facetrain.workspace import Workspace
@@ -116,8 +116,8 @@ def _of_files(
     for note in crops.notes:
         say(f"{entry.prefix}: {note}")
 
-    def batches(rows: NDArray[np.int64], of: ProtocolCrops = crops) -> Iterator[torch.Tensor]:
-        for images in of.batches(rows):
+    def batches(rows: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        for images in crops.batches(rows):
             yield scaled(torch.from_numpy(images).to(device), spec)
 
     return protocol, batches, crops.found
@@ -135,9 +135,7 @@ def _validator(
 
     def measure(embed: Embed, moment: str) -> dict[str, float]:
         there = over_ranks(rows, lambda part: embed(batches(part), flip=entry.flip))
-        embeddings = np.zeros((len(found), there.shape[1]), np.float32)
-        embeddings[rows] = there
-        measured = protocol.measure(embeddings, found, device=device)
+        measured = protocol.measure(with_rows_of_none(there, found), found, device=device)
         if entry.keep_scores and _is_first_rank():
             _keep(run_folder / "validation" / entry.prefix / moment, protocol, measured)
         return {f"{entry.prefix}_{name}": column_value(measured.values[name]) for name in protocol.figures}

@@ -261,8 +261,9 @@ class _Run:
         measured = self._validate(due, moment)
         if self._is_best(measured):
             link_best(self._save_network(moment, measured))
-        self.log.write("validation", self._where() | measured)
-        self.reporter.validated(self._where() | measured, [v.main for v in due])
+        values = self._where() | measured
+        self.log.write("validation", values)
+        self.reporter.validated(values, [v.main for v in due])
 
     def _validate(self, due: Sequence[Validator], moment: str) -> dict[str, float]:
         measured: dict[str, float] = {}

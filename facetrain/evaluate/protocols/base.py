@@ -95,6 +95,11 @@ class Measured:
     notes: Sequence[str] = ()
 
 
+def without_face(found: NDArray[np.bool_]) -> str:
+    """The beginning of a note, of photographs some of which were not found."""
+    return f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found"
+
+
 class Protocol(ABC):
     """A benchmark of the field. Constructed as ``Protocol(data, **protocol_args)``; ``data`` is its folder or file.
 

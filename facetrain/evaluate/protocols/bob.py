@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials
+from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials, without_face
 from facetrain.evaluate.protocols.bob_lists import (
     COMPARISONS,
     Group,
@@ -164,7 +164,7 @@ class Bob(Protocol):
         }
         notes = []
         if not found.all():
-            notes.append(f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found")
+            notes.append(without_face(found))
         return _measured(compared, self.criterion, counts=counts, files=files, notes=notes)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol
+from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, without_face
 from facetrain.evaluate.protocols.files import fault, first_there, read_lines
 from facetrain.evaluate.protocols.isc_file import Descriptors, open_descriptors
 from facetrain.evaluate.protocols.isc_predictions import Predictions, predict
@@ -147,10 +147,7 @@ class ImageSimilarity(Protocol):
         else:
             queries, references = embeddings[: len(self.query_ids)], embeddings[len(self.query_ids) :]
             if not found.all():
-                notes.append(
-                    f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found: nothing is predicted "
-                    f"of them"
-                )
+                notes.append(f"{without_face(found)}: nothing is predicted of them")
         of_query, of_reference = found[: len(self.query_ids)], found[len(self.query_ids) :]
         rows, able = self.queries[of_query[self.queries]], np.flatnonzero(of_reference)
         wanted = self.k * len(self.queries)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from facetrain.errors import UserError
 from facetrain.evaluate.identification import megaface
 from facetrain.evaluate.mates import mate_pairs
-from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol
+from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, without_face
 from facetrain.evaluate.protocols.files import fault, find_files, first_there, read_lines
 from facetrain.evaluate.protocols.named_lists import names_below
 from facetrain.evaluate.search import Embeddings, scores_of_pairs, top_k
@@ -120,9 +120,7 @@ class MegaFace(Protocol):
         largest = next(iter(self.sets.values()))
         notes = []
         if not found.all():
-            notes.append(
-                f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found: they are refused"
-            )
+            notes.append(f"{without_face(found)}: they are refused")
         counts: dict[str, int | str] = {
             "probes / people": f"{len(self.labels):,} / {len(self.people):,}",
             "searches": 2 * len(pairs),

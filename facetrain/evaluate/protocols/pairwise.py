@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import UserError
-from facetrain.evaluate.protocols.base import Figure, Measured, Trials
+from facetrain.evaluate.protocols.base import Figure, Measured, Trials, without_face
 from facetrain.evaluate.search import Embeddings
 from facetrain.evaluate.verification import FAR_TARGETS, VerificationResult, verify
 
@@ -98,9 +98,7 @@ def no_face_notes(found: NDArray[np.bool_], pairs: str, no_face: str) -> list[st
     if found.all():
         return []
     how = "counted as different people" if no_face == "different" else "left out"
-    return [
-        f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found; {pairs} are {how}"
-    ]
+    return [f"{without_face(found)}; {pairs} are {how}"]
 
 
 def pairs_without_face(measured: Measured) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from facetrain.errors import UserError
 from facetrain.evaluate.identification import FPIR_TARGETS
-from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials
+from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, Trials, without_face
 from facetrain.evaluate.protocols.files import fault, find_files, first_there
 from facetrain.evaluate.protocols.named_lists import (
     check_mates,
@@ -150,9 +150,7 @@ class SurvFace(Protocol):
             trials = Trials(scores, pairs.same, pairs.first, pairs.second, pairs.folds)
         notes = list(self.notes)
         if not found.all():
-            notes.append(
-                f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found: they are refused"
-            )
+            notes.append(f"{without_face(found)}: they are refused")
         return Measured(values, counts, details, trials, notes=notes)
 
 

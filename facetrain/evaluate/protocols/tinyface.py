@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from facetrain.evaluate.identification import RANKS
 from facetrain.evaluate.mates import RankedMates, rank_mates
-from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol
+from facetrain.evaluate.protocols.base import Figure, Measured, Photographs, Protocol, without_face
 from facetrain.evaluate.protocols.files import find_files, first_there
 from facetrain.evaluate.protocols.named_lists import check_mates, names_below, read_labelled
 from facetrain.evaluate.search import Embeddings
@@ -69,10 +69,7 @@ class TinyFace(Protocol):
         values |= _values(WITHOUT, ranking, 1, mates_of_pair, probes)
         notes = list(self.notes)
         if not found.all():
-            notes.append(
-                f"{int((~found).sum()):,} of {len(found):,} photographs have no face that was found: probes and mates among "
-                f"them count as missed"
-            )
+            notes.append(f"{without_face(found)}: probes and mates among them count as missed")
         return Measured(
             values=values,
             counts={
